@@ -239,14 +239,22 @@ def _define_listed(database: Database, old: Manifest, new: Manifest) -> None:
     database.execute("CREATE TABLE listed_accounts (side VARCHAR, account VARCHAR)")
     database.execute("CREATE TABLE list_gaps (side VARCHAR, account VARCHAR, product_key VARCHAR)")
     for side, manifest in zip(SIDES, (old, new), strict=True):
-        discoveries = {each.account: each for each in manifest.discovery}
-        limited = manifest.fleet.limit is not None and manifest.fleet.devices >= manifest.fleet.limit
-        for account in () if limited else (each.name for each in manifest.accounts):
-            gaps = _gaps_of(discoveries.get(account))
+        for account, gaps in find_list_gaps(manifest).items():
             if None not in gaps:
                 database.execute("INSERT INTO listed_accounts VALUES (?, ?)", [side, account])
             for product_key in gaps:
                 database.execute("INSERT INTO list_gaps VALUES (?, ?, ?)", [side, account, product_key])
+
+
+def find_list_gaps(manifest: Manifest) -> dict[str, list[str | None]]:
+    """Return the products that were not listed to their end, for each account that a run lists.
+
+    None means an unknown number of products. A run that was limited to the first devices lists no account.
+    """
+    if manifest.fleet.limit is not None and manifest.fleet.devices >= manifest.fleet.limit:
+        return {}
+    discoveries = {each.account: each for each in manifest.discovery}
+    return {each.name: _gaps_of(discoveries.get(each.name)) for each in manifest.accounts}
 
 
 def _gaps_of(discovery: DiscoveryInfo | None) -> list[str | None]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from auditor.analysis.device_matching import find_list_gaps
 from auditor.errors import RunFolderError, UsageError
 from auditor.query.change_log import define_change_log
 from auditor.runs.folder import DEVICES, MODULES, RunCatalog, StoredRun
@@ -73,7 +74,7 @@ def read_timeline(
         head = {"schema_version": SCHEMA_VERSION, "run": run.folder.name, "recorded_since": f"{first}Z"}
         table = ResultTable(database, _TABLE, reading=reading, name="versions", head=head)
         notes = (*_describe_returns(database), *_describe_unseen(database, len(log)))
-        yield Timeline(run, len(log), table, tuple(_describe_devices(database)), notes)
+        yield Timeline(run, len(log), table, tuple(_describe_devices(database, run)), notes)
 
 
 def _condition(name: str, account: str | None, product_key: str | None) -> str:
@@ -126,17 +127,20 @@ def _describe_unknown(
     return f"no device is named {safe(name)!r} in {run.folder.name}, nor in the changes before it{hint}"
 
 
-def _describe_devices(database: Database) -> Iterator[str]:
+def _describe_devices(database: Database, run: StoredRun) -> Iterator[str]:
     query = (
         "SELECT d.device_name, d.iot_id, d.product_key, d.account, status, source, strftime(audited_at, '%Y-%m-%d "
         "%H:%M') FROM device d LEFT JOIN now n ON d.account = n.account "
         "AND d.product_key IS NOT DISTINCT FROM n.product_key AND d.device_name IS NOT DISTINCT FROM n.device_name "
         "ORDER BY device"
     )
+    list_gaps = find_list_gaps(run.manifest)
     for device_name, iot_id, product_key, account, status, source, at in database.execute(query).fetchall():
         name = f"{safe(account)} {safe(product_key or '?')}/{safe(device_name or iot_id)}"
-        if status is None:
+        if status is None and {None, product_key}.isdisjoint(list_gaps.get(account, [None])):
             yield f"{name}: is not in the fleet any more"
+        elif status is None:
+            yield f"{name}: is not among the devices that {run.folder.name} listed, which are not all"
         elif at is None:
             yield f"{name}: {status}"
         else:
@@ -156,8 +160,9 @@ def _describe_unseen(database: Database, recorded: int) -> Iterator[str]:
         "SELECT coalesce(device_name, iot_id), count(DISTINCT run), max(run) FROM log WHERE change = 'not_seen' "
         "GROUP BY ALL ORDER BY ALL"
     )
+    compared = f"the {format_count(recorded, 'run')} whose changes are recorded"
     for name, runs, last in database.execute(query).fetchall():
-        yield f"{safe(name)}: no answer in {runs:,} of {format_count(recorded, 'run')}, the last one {safe(last)}"
+        yield f"{safe(name)}: no answer in {runs:,} of {compared}, the last one {safe(last)}"
 
 
 _SAME_DEVICE = """l.account = d.account AND l.product_key IS NOT DISTINCT FROM d.product_key

@@ -394,10 +394,10 @@ def _describe_discovery(discovery: DiscoveryProgress) -> str:
 
 
 def _describe_quota(progress: Progress, requests: float) -> str:
-    """Return the fraction of the quota in use, a learned limit below the quota, and who shares it."""
+    """Return the fraction in use of what the settings allow, a learned limit below it, and who shares it."""
     target, learned, parts = progress.target_rate, progress.learned_rate, []
     if target is not None:
-        parts.append(f"{requests / target:.0%} of the quota")
+        parts.append(f"{requests / target:.0%} of {target:,.4g}/s")
     if learned is not None and (target is None or learned < SLOWED_FRACTION * target):
         parts.append(f"limited to {learned:,.1f}/s")
     if progress.other_processes:

@@ -1,7 +1,7 @@
 """Render the runs of a directory for people: their list, and the state of the last one. Names are escaped."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, tzinfo
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 
 from rich.text import Text
@@ -16,7 +16,13 @@ from auditor.query.warnings import is_tolerated, state_label
 from auditor.runs.folder import RunCatalog, StoredRun, find_stored_run
 from auditor.runs.locking import is_locked
 from auditor.runs.manifest import Manifest
-from auditor.text.formatting import format_count, format_duration, safe
+from auditor.text.formatting import (
+    format_count,
+    format_duration,
+    format_rough_duration,
+    parse_manifest_time,
+    safe,
+)
 from auditor.text.shell import format_command
 from auditor.text.time_zones import show_times
 
@@ -83,7 +89,7 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
     manifest = run.manifest
     yield f"run: {safe(run.folder)}"
     yield show_times(
-        f"started: {_format_minute(manifest.started_at)}{_describe_end(run)}",
+        f"started: {_format_minute(manifest.started_at)}{_describe_age(manifest.started_at)}{_describe_end(run)}",
         table_zone(manifest, local_time=local_time),
     )
     yield f"result: {safe(manifest.describe_exit() or _describe_unfinished(run))}"
@@ -121,6 +127,13 @@ def _describe_parts(manifest: Manifest) -> Iterator[str]:
 
 def _format_minute(at: str) -> str:
     return f"{safe(at[:16].replace('T', ' '))} UTC"
+
+
+def _describe_age(at: str) -> str:
+    """Return how long ago a run started: a night in which none did is seen by it."""
+    started = parse_manifest_time(at)
+    seconds = -1.0 if started is None else (datetime.now(UTC) - started).total_seconds()
+    return f" ({format_rough_duration(seconds)} ago)" if seconds >= 0 else ""
 
 
 def _describe_end(run: StoredRun) -> str:

@@ -22,6 +22,9 @@ from auditor.text.shell import format_command
 MAX_CODES, MAX_WARNINGS, MAX_RULES, MAX_FILES = 2, 2, 2, 5
 """Failure codes, warnings, unmet rules and written files that a line names."""
 
+MIN_SHARE_REQUESTS = 50
+"""Requests from which their rate is compared with what the settings allow: few ones are sent within a second."""
+
 MAX_TEXT = 200
 """Characters of a text in a line: another user may have written ``run.json``."""
 
@@ -170,8 +173,9 @@ def _describe_time(manifest: Manifest, seconds: float) -> str:
     querying = requests.sent / rate.achieved if rate.achieved else 0.0
     expected = None if manifest.planned is None else manifest.planned.seconds
     planned = "" if expected is None else f" (planned {format_planned_duration(expected)})"
-    of_quota = f", {rate.achieved / rate.target:.0%} of the quota" if rate.target else ""
-    parts = [f"{requests.sent:,} requests ({_format_rate(rate.achieved)}/s{of_quota})"]
+    has_share = rate.target and requests.sent >= MIN_SHARE_REQUESTS
+    share = f", {rate.achieved / rate.target:.0%} of {_format_rate(rate.target)}/s" if has_share and rate.target else ""
+    parts = [f"{requests.sent:,} requests ({_format_rate(rate.achieved)}/s{share})"]
     parts += [f"{requests.retried:,} retries"] if requests.retried else []
     parts += [f"{requests.throttled:,} throttled"] if requests.throttled else []
     lists = sum(discovery.requests.sent for discovery in manifest.discovery)

@@ -133,7 +133,7 @@ def describe_selection(selection: SelectionInfo) -> Iterator[str]:
     """Yield lines about which devices a run selected for querying, and why."""
     incremental = selection.strategy == "incremental"
     if selection.baseline_run is not None:
-        yield f"results are carried from {safe(selection.baseline_run)}"
+        yield f"results of devices that are not queried are those of {safe(selection.baseline_run)}"
     elif incremental:
         yield "no earlier run of this name to carry results from: all devices are queried"
     elif selection.strategy == "index":

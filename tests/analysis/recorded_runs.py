@@ -9,7 +9,7 @@ from pathlib import Path
 
 from auditor.analysis.recorded_changes import record_changes
 from auditor.models import Outcome
-from auditor.runs.manifest import read_manifest, write_manifest
+from auditor.runs.manifest import DiscoveryInfo, read_manifest, write_manifest
 from tests.runs.run_folders import both, build, edit_manifest, failed, named, not_found, ok
 
 Modules = dict[str, str]
@@ -24,17 +24,25 @@ def outcome(number: int, answer: Answer, *, shared: bool = False) -> Outcome:
     return failed(device) if answer == "failed" else not_found(device)
 
 
-def add_run(directory: Path, day: int, answers: Sequence[Answer], *, shared: bool = False) -> Path:
+def add_run(
+    directory: Path,
+    day: int,
+    answers: Sequence[Answer],
+    *,
+    shared: bool = False,
+    discovery: tuple[DiscoveryInfo, ...] = (),
+) -> Path:
     """Write a sealed run of the devices that are not absent, and let it record its changes.
 
-    ``shared``: the fleet names devices by their names, and all that answer report one ``iot_id``.
+    ``shared``: the fleet names devices by their names, and all that answer report one ``iot_id``. ``discovery``: how its
+    devices were listed.
     """
     present = [(number, answer) for number, answer in enumerate(answers) if answer != "absent"]
     outcomes = [outcome(number, answer, shared=shared) for number, answer in present]
     folder = directory / f"202611{day:02}T020000Z-nightly"
     build(folder, [named(number) if shared else both(number) for number, _ in present], outcomes)
     started_at = f"2026-11-{day:02}T02:00:00.000Z"
-    edit_manifest(folder, lambda manifest: replace(manifest, started_at=started_at))
+    edit_manifest(folder, lambda manifest: replace(manifest, started_at=started_at, discovery=discovery))
     write_manifest(folder, record_changes(folder, read_manifest(folder)))
     return folder
 

@@ -16,7 +16,7 @@ from auditor.analysis.recorded_changes import record_changes
 from auditor.errors import RunFolderError, UsageError
 from auditor.query.filters import DeviceFilter
 from auditor.runs.folder import ARCHIVE, CHANGES, DEVICES
-from auditor.runs.manifest import SilentAccount, read_manifest, write_manifest
+from auditor.runs.manifest import DiscoveryInfo, SilentAccount, read_manifest, write_manifest
 from auditor.runs.retention import prune_runs
 from auditor.runs.verify import verify_run
 from tests.analysis.recorded_runs import DAYS, Answer, Modules, add_run, write_days
@@ -305,11 +305,22 @@ def test_the_timeline_has_what_a_device_ran_since_when(directory: Path) -> None:
     with read_timeline(directory, "iot0002") as found:
         rows = [dict(zip(found.table.columns, row, strict=True)) for row in found.table]
         assert [(row["module_version"], row["change"]) for row in rows] == [("1.1", "upgraded"), ("1.0", None)]
-        assert any("no answer in 2 of 3 runs" in note for note in found.notes)
+        assert any("no answer in 2 of the 3 runs whose changes are recorded" in note for note in found.notes)
     with read_timeline(directory, "device0003") as found:
         assert "is not in the fleet any more" in found.devices[0]
     with pytest.raises(UsageError, match="did you mean device0000"):
         read_timeline(directory, "device000").__enter__()
+
+
+def test_a_device_that_an_incomplete_list_does_not_have_has_not_left(tmp_path: Path) -> None:
+    add_run(tmp_path, 22, [{"ble": "1.0"}, {"ble": "1.0"}])
+    pending = add_run(tmp_path, 23, [{"ble": "1.1"}, "absent"], discovery=(DiscoveryInfo("demo"),))
+    assert ("device0001", "ble", "not_seen", "1.0", None) in recorded(pending)
+    with read_timeline(tmp_path, "device0001") as found:
+        assert found.devices[0].endswith(f": is not among the devices that {pending.name} listed, which are not all")
+    add_run(tmp_path, 24, [{"ble": "1.1"}, "absent"])
+    with read_timeline(tmp_path, "device0001") as found:
+        assert found.devices[0].endswith(": is not in the fleet any more")
 
 
 @pytest.mark.slow

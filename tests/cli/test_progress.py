@@ -45,7 +45,7 @@ def progress(*accounts: AccountProgress, **changes: object) -> Progress:
     return replace(default, **changes)  # type: ignore[arg-type]
 
 
-LINE = "100/400 devices (25.0%), 10.0 requests/s (100% of the quota), 4 in flight, 0 failed, 30.0 s left"
+LINE = "100/400 devices (25.0%), 10.0 requests/s (100% of 10/s), 4 in flight, 0 failed, 30.0 s left"
 
 
 def plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *shown: Progress) -> list[str]:

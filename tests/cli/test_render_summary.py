@@ -71,7 +71,7 @@ def test_a_good_run_is_three_lines_with_the_verdict_first() -> None:
     assert lines(CALM) == {
         "OK": "5,970 devices: 5,796 reported, 144 without modules, 30 unknown to the platform, 0 failed",
         "changes": "since 20261122T020000Z-nightly: 1,248 modules upgraded, 21 downgraded",
-        "time": "0:01:35, queries 0:01:30; 4,525 requests (50/s, 50% of the quota)",
+        "time": "0:01:35, queries 0:01:30; 4,525 requests (50/s, 50% of 100/s)",
     }
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,7 @@ def test_history_and_status_say_what_needs_attention(
     assert sentence in shown, shown[shown.index("known rolled") :][:400]
     assert "beta1 (newest): 0.8% of devices, not started" in shown
     status = auditor(capsys, "status", audits)[0].splitlines()
+    assert any(re.fullmatch(r"started: .* UTC \([\d,]+ (days|h|min) ago\), ended: .*", line) for line in status)
     assert any(line.startswith("rollouts: ") and " 2 rolled back" in line for line in status)
     assert f"  rolled default: {sentence}" in status
     assert status.index(f"  rolled default: {sentence}") < next(

@@ -98,7 +98,7 @@ def test_spot_checks_and_the_selection_are_described_in_numbers() -> None:
     )
     selected = "eu: 970 devices to query (967 connected, 3 never seen)"
     assert list(describe_selection(selection)) == [
-        "results are carried from 20261123T020000Z-n",
+        "results of devices that are not queried are those of 20261123T020000Z-n",
         f"{selected}; 18,831 carried; 20,000 connection states read in 400 requests, 2 of them unknown",
         "precision: ±1.99% for the shares (fleet), ±2% required",
         "the budget of 1,500 calls was exhausted before all were queried",
