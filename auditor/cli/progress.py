@@ -21,8 +21,8 @@ from auditor.engine.monitor import SLOWED_FRACTION
 from auditor.engine.progress import AccountProgress, DiscoveryProgress, Progress, ProgressCallback
 from auditor.text.formatting import format_count, format_duration, safe
 
-PLAIN_INTERVAL = 5.0
-"""Seconds between plain lines."""
+PLAIN_INTERVAL, LATER_INTERVAL, FIRST_SECONDS = 5.0, 60.0, 60.0
+"""Seconds between plain lines, between later ones of text, and after which those begin: a log has few of a long run."""
 
 RATE_WINDOW = 10.0
 """Seconds over which rates and the remaining time are averaged."""
@@ -191,14 +191,17 @@ def _announce_resume(watch: ProgressCallback) -> ProgressCallback:
 
 
 def _print_lines(view: "_ProgressView") -> ProgressCallback:
-    last = time.monotonic()
+    """Return a callback that prints plain lines, fewer after the first minute."""
+    last = started = time.monotonic()
 
     def watch(progress: Progress) -> None:
         nonlocal last
         described = view.describe(progress)
         line, accounts = described.line, described.accounts
-        if progress.sealing or time.monotonic() - last >= PLAIN_INTERVAL:
-            last = time.monotonic()
+        now = time.monotonic()
+        interval = PLAIN_INTERVAL if now - started < FIRST_SECONDS else LATER_INTERVAL
+        if progress.sealing or now - last >= interval:
+            last = now
             print_error(line, event="progress")
             if len(accounts) > 1 and not progress.sealing:
                 more = f"; and {len(accounts) - MAX_ACCOUNTS:,} more" if len(accounts) > MAX_ACCOUNTS else ""

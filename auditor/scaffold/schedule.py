@@ -145,7 +145,7 @@ class Schedule:
         prune = start + math.ceil(parse_duration(self.duration) / 60) + 60
         return (
             _crontab_line(start, f"{shlex.join(self._words)} >> {log} 2>&1 || tail -n 1 {log}"),
-            _crontab_line(prune, f"{shlex.join(self._prune_words)} >> {log} 2>&1"),
+            _crontab_line(prune, f"{shlex.join(self._prune_words)} >> {log} 2>&1 || tail -n 1 {log}"),
         )
 
 

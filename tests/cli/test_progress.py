@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import anyio
 import jsonschema
@@ -55,6 +56,19 @@ def plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
         for each in shown:
             watch(each)
     return capsys.readouterr().err.splitlines()
+
+
+def test_a_file_gets_a_line_every_five_seconds_in_the_first_minute_and_then_every_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=lambda: now))
+    found: list[float] = []
+    with progress_module.show_progress() as watch:
+        for now in map(float, range(1, 601)):
+            watch(progress())
+            found += [now] * len(capsys.readouterr().err.splitlines())
+    assert found == [*range(5, 60, 5), *range(115, 600, 60)]
 
 
 def terminal_lines(shown: Progress, width: int = 100) -> list[str]:

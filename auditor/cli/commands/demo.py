@@ -87,7 +87,7 @@ def _print_next_steps(runs: list[Path], directory: Path) -> None:
     beside = Path(sys.executable).parent / "auditor"
     if program != beside.name and beside.is_file() and find_spec("jinja2"):
         path = f'export PATH={shlex.quote(safe(beside.parent))}:"$PATH"'
-        print_note(f"for the page's commands, let the shell find auditor: {path}")
+        print_note(f"for the commands in the report, let the shell find auditor: {path}")
 
 
 def _program() -> str:
