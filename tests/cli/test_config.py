@@ -98,6 +98,18 @@ def test_init_replaces_no_file_without_force(auditor: Auditor, tmp_path: Path) -
     assert "[[account]]" in (tmp_path / "nightly.toml").read_text()
 
 
+def test_init_refuses_a_directory_and_a_missing_one(auditor: Auditor, tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    for words, sentence in (
+        (("own",), "own: is a directory; give a file in it, such as own/nightly.toml"),
+        (("own", "--force"), "own: is a directory; give a file in it, such as own/nightly.toml"),
+        (("missing/nightly.toml",), "missing: is no directory; create it first"),
+    ):
+        ended = auditor("init", *words)
+        assert (ended.returncode, list((tmp_path / "own").iterdir())) == (2, [])
+        assert sentence in ended.stderr
+
+
 def test_init_never_replaces_rules(auditor: Auditor, tmp_path: Path) -> None:
     mine = '[[rule]]\nname = "mine"\nminimum = "1"\n'
     (tmp_path / "rules.toml").write_text(mine)

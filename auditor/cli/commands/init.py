@@ -76,7 +76,9 @@ class AccountFlags:
         missing = list(self._missing())
         if missing and not sys.stdin.isatty():
             flags = ", ".join(flag for flag, *_ in missing)
-            raise UsageError(f"{flags}: give these flags, or run auditor init on a terminal")
+            raise UsageError(
+                f"{flags}: {'give these flags' if len(missing) > 1 else 'give it'}, or run auditor init on a terminal"
+            )
         while missing:
             flag, question, accept = missing[0]
             answer = _prompt(question)
@@ -300,6 +302,10 @@ def _refuse_existing(path: Path, units: Sequence[Path], rules: Path | None, *, f
 
     if rules is not None and os.path.realpath(path).casefold() == os.path.realpath(rules).casefold():
         raise UsageError(f"{path}: is the name of the rules; give the settings another one, or --no-rules")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a directory; give a file in it, such as {path / 'nightly.toml'}")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent}: is no directory; create it first")
     written = units if kept else (path, *units)
     existing = [str(each) for each in written if os.path.lexists(each)]
     if existing and not force:
@@ -364,13 +370,15 @@ def _print_next_steps(starter: "Schedule", units: Sequence[Path], settings: "Set
 
     if units:
         copy = format_command("cp", *units, "/etc/systemd/system/")
-        print_line(f"install the units: {copy} && systemctl enable --now {starter.name}.timer")
+        start = f"systemctl daemon-reload && systemctl enable --now {starter.name}.timer"
+        print_line(f"install the units, as root: {copy} && {start}")
     else:
         print_line("\n".join(("add these lines with crontab -e:", *starter.crontab_lines())))
     sources = (source for each in settings.account for source in (each.access_key_id, each.access_key_secret))
     variables = [source.env for source in sources if isinstance(source, SecretSource) and source.env]
     if variables:
-        by = "systemd" if units else "cron"
-        print_notes([f"{by} does not set {' and '.join(variables)}: set them there, or store the key in a file"])
+        by, there = ("systemd", units[0]) if units else ("cron", "the crontab")
+        print_notes([f"{by} does not set {' and '.join(variables)}: set them in {there}, or store the key in a file"])
     if units and starter.user == "root":
-        print_notes([f"the service runs as root: set User= in {units[0]} to a user who can only write {starter.runs}"])
+        advice = f"set User= in {units[0]} to a user who can read {starter.settings} and write {starter.runs}"
+        print_notes([f"the service runs as root: {advice}"])
