@@ -133,7 +133,7 @@ dialect = {dialect}
 # {{ env = "NAME" }}, {{ file = "/run/secrets/eu" }} or the output of {{ command = ["pass", "show", "iot/eu"] }}
 access_key_secret = {access_key_secret}
 calls_per_second = {calls_per_second}                     # the account's quota; "auto" finds it
-# quota_share = 0.8                       # leave some of the quota to the account's other users
+quota_share = 0.8                         # fraction of the quota to use; the rest is for the account's other users
 fleet = {fleet}
 {other_fleet}
 

@@ -60,7 +60,7 @@ def test_each_comment_with_a_setting_can_be_made_effective(
     text = new_settings(dialect, fleet=fleet).text()
     before = parse_settings(tomllib.loads(text), folder=tmp_path)
     texts = uncommented(text)
-    assert len(texts) >= 6  # since, quota_share, fleet, policy, report, notify
+    assert len(texts) >= 5  # since, fleet, policy, report, notify
     for changed in texts:
         assert parse_settings(tomllib.loads(changed), folder=tmp_path) != before
 
