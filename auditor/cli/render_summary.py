@@ -173,8 +173,9 @@ def _describe_time(manifest: Manifest, seconds: float) -> str:
     querying = requests.sent / rate.achieved if rate.achieved else 0.0
     expected = None if manifest.planned is None else manifest.planned.seconds
     planned = "" if expected is None else f" (planned {format_planned_duration(expected)})"
-    has_share = rate.target and requests.sent >= MIN_SHARE_REQUESTS
-    share = f", {rate.achieved / rate.target:.0%} of {_format_rate(rate.target)}/s" if has_share and rate.target else ""
+    share = ""
+    if rate.target and requests.sent >= MIN_SHARE_REQUESTS:
+        share = f", {rate.achieved / rate.target:.0%} of {_format_rate(rate.target)}/s"
     parts = [f"{requests.sent:,} requests ({_format_rate(rate.achieved)}/s{share})"]
     parts += [f"{requests.retried:,} retries"] if requests.retried else []
     parts += [f"{requests.throttled:,} throttled"] if requests.throttled else []
