@@ -132,7 +132,7 @@ dialect = {dialect}
 # Where the secret is stored, never the secret itself:
 # {{ env = "NAME" }}, {{ file = "/run/secrets/eu" }} or the output of {{ command = ["pass", "show", "iot/eu"] }}
 access_key_secret = {access_key_secret}
-calls_per_second = {calls_per_second}                     # the account's quota; "auto" finds it
+calls_per_second = {calls_per_second}                     # the account's quota; "auto" finds it, without quota_share
 quota_share = 0.8                         # fraction of the quota to use; the rest is for the account's other users
 fleet = {fleet}
 {other_fleet}
