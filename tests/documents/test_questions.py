@@ -136,7 +136,7 @@ ANSWERS: dict[str, Callable[[str, Truth], None]] = {
     "Which devices violate our rules?": violations,
     "Which products have devices behind, and how many?": products,
     "Which versions exist at all?": versions,
-    "Are the numbers right?": verified,
+    "Is the run complete, and are its numbers right?": verified,
 }
 
 
