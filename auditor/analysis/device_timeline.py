@@ -140,7 +140,7 @@ def _describe_devices(database: Database, run: StoredRun) -> Iterator[str]:
         if status is None and {None, product_key}.isdisjoint(list_gaps.get(account, [None])):
             yield f"{name}: is not in the fleet any more"
         elif status is None:
-            yield f"{name}: is not among the devices that {run.folder.name} listed, which are not all"
+            yield f"{name}: {run.folder.name} does not list it, and its list is incomplete"
         elif at is None:
             yield f"{name}: {status}"
         else:

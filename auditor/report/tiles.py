@@ -108,7 +108,7 @@ def _target_tile(report: Report) -> Tile:
     answered = report.coverage.answered
     of = f" of the {format_percent(answered)} of devices that answered" if report.labels and answered < 1 else ""
     ages = rollouts.ages[-1] if rollouts.ages else None
-    without = f"; {ages[-1]:,} have no order" if ages and ages[-1] else ""
+    without = f"; {ages[-1]:,} more have no order" if ages and ages[-1] else ""
     noun = f"of {rollouts.devices:,} installed modules{of}{without}"
     counts_below = (TileCount("modules.on_target", rollouts.on_target, noun),)
     series = tuple(_on_target(ages) for ages in rollouts.ages)

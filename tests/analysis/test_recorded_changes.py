@@ -317,7 +317,7 @@ def test_a_device_that_an_incomplete_list_does_not_have_has_not_left(tmp_path: P
     pending = add_run(tmp_path, 23, [{"ble": "1.1"}, "absent"], discovery=(DiscoveryInfo("demo"),))
     assert ("device0001", "ble", "not_seen", "1.0", None) in recorded(pending)
     with read_timeline(tmp_path, "device0001") as found:
-        assert found.devices[0].endswith(f": is not among the devices that {pending.name} listed, which are not all")
+        assert found.devices[0].endswith(f": {pending.name} does not list it, and its list is incomplete")
     add_run(tmp_path, 24, [{"ble": "1.1"}, "absent"])
     with read_timeline(tmp_path, "device0001") as found:
         assert found.devices[0].endswith(": is not in the fleet any more")

@@ -48,8 +48,8 @@ MAX_FAILED_BY_CHANCE = 2
 HINDERED_SECONDS = 3.0
 """Seconds after an absence of the storage, or a suspension, in which a checkpoint may be late."""
 
-LATE_SECONDS = 1.0 if "AUDITOR_ROUNDS" in os.environ else 2.5
-"""Seconds that a checkpoint may be late: in ``make chaos``, and on a machine that other tests use, too."""
+LATE_SECONDS = 1.0
+"""Seconds that a checkpoint may be late on a machine that other tests use, too."""
 
 
 class Place(Protocol):

@@ -102,12 +102,12 @@ def run_round(folder: Path, engine: str, place: Place, settings: Path, rng: rand
 @pytest.mark.parametrize(
     ("engine", "bucket", "share"),
     [
-        ("array", False, 0.15),
-        ("array", False, 0.2),
         ("array", False, 0.25),
+        ("array", False, 0.26),
+        ("array", False, 0.29),
         pytest.param("array", True, 0.2, marks=needs_s3),
-        pytest.param("dask", False, 0.1, marks=needs_dask),
-        pytest.param("dask", True, 0.1, marks=[needs_dask, needs_s3]),
+        pytest.param("dask", False, 0.1, marks=[needs_dask, pytest.mark.slow]),
+        pytest.param("dask", True, 0.1, marks=[needs_dask, needs_s3, pytest.mark.slow]),
     ],
 )
 def test_disturbed_shards_give_the_run_of_one_machine(
