@@ -34,6 +34,7 @@ from auditor.errors import (
     AuditInterruptedError,
     AuditorError,
     AuditStoppedError,
+    ExitReasonCode,
     ObjectStoreError,
     SettingsError,
     SupersededError,
@@ -57,6 +58,9 @@ FINAL_ERRORS: Mapping[int | None, tuple[type[AuditorError], str]] = {
     UsageError.exit_code: (SettingsError, "a worker refused the run or its settings; its log says why"),
 }
 """Exit codes of a shard that is never started again, with what the driver raises for it."""
+
+ACCOUNT_REASONS: frozenset[ExitReasonCode] = frozenset({"refused_account", "unreachable_account"})
+"""Why a shard ended, if that would end the run of one machine, too. Other reasons, such as a full disk, do not."""
 
 PROGRESS_SECONDS, MAX_PAUSE_SECONDS = 2.0, 10.0
 
@@ -110,7 +114,7 @@ class EndedShard:
     def clause(self) -> str:
         """How it ended, for people."""
         if self.code is not None:
-            return f"it ended with {self.code}"
+            return f"it ended with exit code {self.code}"
         return "its processes were killed" if self.error is None else f"it raised {self.error}"
 
 
@@ -219,14 +223,14 @@ class RunDriver:
     async def drive(self, open_engine: OpenEngine) -> None:
         """Start the shards that are not done, and return when the run is sealed.
 
-        A shard that the refusal of its account ended is stopped, so that the run is sealed as that of one machine is.
-        One that another process has taken over, and ended meanwhile, is done.
+        A shard whose account was refused or unreachable is stopped, so that the run is sealed as that of one machine
+        is. One that another process has taken over, and ended meanwhile, is done.
 
         Raises:
             AuditInterruptedError: the end was requested.
             SupersededError: another process has taken over a shard.
             SettingsError: a worker refuses the run or its settings.
-            AuditStoppedError: processes of a shard were killed too often, or the storage cannot be used.
+            AuditStoppedError: a shard ended too often for another reason, or the storage cannot be used.
         """
         done = await run_in_thread(find_done_names, self.storage)
         if waiting := [shard.name for shard in self._plan.shards if shard.name not in done]:
@@ -237,11 +241,7 @@ class RunDriver:
         errors = []
         if self._failed:
             progress = await run_in_thread(read_progress, self.storage, self._plan)
-            errors = [
-                _account_error(each, self._starts[each.shard.name])
-                for each in progress
-                if each.shard.name in self._failed
-            ]
+            errors = [self._account_error(each) for each in progress if each.shard.name in self._failed]
             await run_in_thread(stop_shards, self.storage, self._plan)
         await seal_if_done(self.storage, self._plan, errors)
 
@@ -304,9 +304,24 @@ class RunDriver:
             raise AuditInterruptedError(f"{self._stop.reason}; the same command continues {self._address}")
         for name, ended in self._failed.items():
             if ended.code != AuditStoppedError.exit_code:
-                again = f"{ended.clause} {self._starts[name]} times; the same command continues the run"
-                error, sentence = FINAL_ERRORS.get(ended.code, (AuditStoppedError, again))
-                raise error(f"{self._address}: shard {self._labels[name]}: {sentence}")
+                raise self._final_error(name)
+
+    def _final_error(self, name: str) -> AuditorError:
+        """Return the error of a run that the end of a shard ends without a seal."""
+        ended = self._failed[name]
+        again = f"{ended.clause} in {self._starts[name]} starts; the log of its workers says why"
+        error, sentence = FINAL_ERRORS.get(
+            ended.code, (AuditStoppedError, f"{again}; the same command continues the run")
+        )
+        return error(f"{self._address}: shard {self._labels[name]}: {sentence}")
+
+    def _account_error(self, progress: ShardProgress) -> AccountStoppedError:
+        """Return the error of an account that ended a shard; raise AuditStoppedError if it was not the account."""
+        name, reason = progress.shard.name, progress.reason
+        if reason not in ACCOUNT_REASONS:
+            raise self._final_error(name)
+        sentence = f"its shard was stopped {self._starts[name]} times ({reason}); the log of its workers says why"
+        return AccountStoppedError(progress.shard.account, sentence, reason_code=reason)
 
     async def _show_progress(self) -> None:
         """Report what the storage has of all shards; one that is away shows nothing."""
@@ -323,13 +338,6 @@ class RunDriver:
         )
         self._first = self._first or progress
         self._on_progress(progress)
-
-
-def _account_error(progress: ShardProgress, starts: int) -> AccountStoppedError:
-    """Return the error of a run for a shard whose account cannot be queried."""
-    reason = progress.reason or "refused_account"
-    sentence = f"its shard was stopped {starts} times ({reason}); the log of its workers says why"
-    return AccountStoppedError(progress.shard.account, sentence, reason_code=reason)
 
 
 async def run_on_engine(
