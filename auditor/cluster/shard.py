@@ -123,7 +123,7 @@ class ShardWorker:
         """Make one attempt; return 0 if the shard may be done now, or the storage was away and is there again."""
         attempts = AttemptLog(self._storage, self._shard.folder)
         await self._persist(attempts.begin)
-        prepared = await self._persist(partial(self._prepare, attempts.base, scratch))
+        prepared = await self._persist(partial(self._prepare, attempts.base, scratch / attempts.name))
         (scratch / "mirror").mkdir()
         mirror = Mirror(prepared.folder, attempts, scratch / "mirror", grows=self._shard.devices is None)
         inner = StopToken(self._stop.drain_seconds)
@@ -168,8 +168,8 @@ class ShardWorker:
                 raise
             log.warning("checkpoint_lost", reason=str(error))
 
-    def _prepare(self, base: Base, scratch: Path) -> PreparedRun:
-        """Create the run folder of the shard in local scratch, with the answers that it has already."""
+    def _prepare(self, base: Base, directory: Path) -> PreparedRun:
+        """Create the run folder of the shard in a directory of local scratch, with the answers that it has already."""
         manifests: list[Manifest] = []
 
         def fill(folder: Path) -> None:
@@ -184,7 +184,7 @@ class ShardWorker:
             write_manifest(folder, manifests[0])
 
         now = time.time()
-        folder, lock = create_run_folder(scratch, self._plan.name, fill, now=now)
+        folder, lock = create_run_folder(directory, self._plan.name, fill, now=now)
         if not base.parts and base.snapshot is None:
             return PreparedRun(folder, lock, manifests[0], folder / FLEET)
         lock.release()

@@ -1,5 +1,6 @@
 """Shards whose processes are killed, suspended and started twice, as an array job or by Dask, on storages that go away."""
 
+import math
 import os
 import random
 import signal
@@ -328,16 +329,37 @@ class Job:
     def check_losses(self) -> None:
         """Check that a killed process has lost no line that was written before its last checkpoint.
 
-        One that was continued, or whose storage went away, shortly before may have lost older lines.
+        An attempt that another one superseded ends at that moment: lines that it writes later are rightly not stored,
+        and soon there are none. What was continued, or whose storage went away, shortly before may be later.
         """
         stored = set(self._stored_lines())
         for program in self._killed:
-            written = {line for line in _journal_lines(program.scratch) if line not in stored}
-            self.lost.append(len(written))
-            oldest = max((program.killed_at - _written_at(line) for line in written), default=0.0)
-            hindrances = (program.continued_at, *self._away_since)
-            if not any(program.killed_at - HINDERED_SECONDS < each <= program.killed_at for each in hindrances):
-                assert oldest <= self._plan.checkpoint + LATE_SECONDS, (program.name, oldest)
+            lost = 0
+            for path in _journals(program.scratch):
+                written = [_written_at(line) for line in set(_complete_lines(path)) - stored]
+                lost += len(written)
+                if written and not self._was_hindered(program):
+                    superseded_at = self._superseded_at(path.parents[1].name)
+                    late = self._plan.checkpoint + LATE_SECONDS
+                    found = (program.name, path.name, min(written), superseded_at, program.killed_at)
+                    assert min(program.killed_at, superseded_at) - min(written) <= late, found
+                    assert max(written) - max(superseded_at, program.continued_at) <= late, found
+            self.lost.append(lost)
+
+    def _was_hindered(self, program: Program) -> bool:
+        hindrances = (program.continued_at, *self._away_since)
+        return any(program.killed_at - HINDERED_SECONDS < each <= program.killed_at for each in hindrances)
+
+    def _superseded_at(self, attempt: str) -> float:
+        """Return when a greater attempt at the same shard began; infinity: never."""
+        for shard in self._plan.shards:
+            markers = {
+                each.key.rpartition("/")[2]: each.key for each in self._storage.list(f"{shard.folder}/{MARKERS}")
+            }
+            if attempt in markers:
+                greater = [self._storage.get(key).decode() for name, key in markers.items() if name > attempt]
+                return min(map(_timestamp, greater), default=math.inf)
+        raise AssertionError(f"no shard has the attempt {attempt}")
 
     def _stored_lines(self) -> Iterator[bytes]:
         for each in self._storage.list("shards"):
@@ -345,19 +367,27 @@ class Job:
                 yield from expand_lines(self._storage.get(each.key), each.key).splitlines()
 
 
-def _journal_lines(scratch: Path) -> Iterator[bytes]:
-    """Yield the complete lines of the journals that a killed process has left."""
+def _journals(scratch: Path) -> Iterator[Path]:
+    """Yield the journals that a killed process has left, as ``ATTEMPT/RUN/NAME``."""
     for name in (RESULTS, FAILURES):
-        for path in scratch.rglob(name):
-            content = path.read_bytes()
-            yield from content[: content.rfind(b"\n") + 1].splitlines()
+        yield from scratch.rglob(name)
+
+
+def _complete_lines(path: Path) -> list[bytes]:
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1].splitlines()
 
 
 def _written_at(line: bytes) -> float:
     record = orjson.loads(line)
-    written = parse_manifest_time(record.get("audited_at") or record["failed_at"])
-    assert written is not None
-    return written.timestamp()
+    return _timestamp(record.get("audited_at") or record["failed_at"])
+
+
+def _timestamp(text: str) -> float:
+    """Return a time of a record in seconds since 1970."""
+    time_of_record = parse_manifest_time(text)
+    assert time_of_record is not None
+    return time_of_record.timestamp()
 
 
 class ArrayJob(Job):
