@@ -1,4 +1,8 @@
-"""Adoption of versions: for each product's module, the shares of its main versions over the runs."""
+"""Adoption of versions: for each product's module, the shares of its main versions over the runs.
+
+No device with a module is an answer of a run that covers the fleet and succeeded. Of another run it means nothing: it
+may not have listed or reached those devices.
+"""
 
 from dataclasses import dataclass
 
@@ -10,7 +14,7 @@ CURRENT_VERSIONS = 3
 
 @dataclass(frozen=True, slots=True)
 class VersionSeries:
-    """A version over the runs. By run, None: the run has no versions.
+    """A version over the runs. By run, None: unknown, since the run did not read the module.
 
     Attributes:
         module_version: the version; None: all other versions together.
@@ -27,9 +31,9 @@ class VersionSeries:
 
 @dataclass(frozen=True, slots=True)
 class ModuleSeries:
-    """A product's module over the runs, with its devices by run (None: the run has no versions).
+    """A product's module over the runs, with its devices by run (None: the run did not read it).
 
-    Its ``versions`` are the main ones, the most frequent of the newest run first, then the others together.
+    Its ``versions`` are the main ones, the most frequent of the newest such run first, then the others together.
     """
 
     account: str
@@ -55,20 +59,25 @@ def read_adoption(database: Database, runs: int, modules: int, versions: int) ->
     database.execute(_MODULES, [modules])
     database.execute(_VERSIONS.format(main=versions, current=CURRENT_VERSIONS))
     count = scalar(database, "SELECT count(*) FROM (SELECT DISTINCT account, product_key, module_name FROM history)")
-    sealed = [bool(each) for (each,) in database.execute("SELECT sealed FROM runs ORDER BY run").fetchall()]
+    query = "SELECT is_success FROM runs ORDER BY run"
+    successful = [bool(each) for (each,) in database.execute(query).fetchall()]
     totals: dict[int, dict[int, int]] = {}
     for module, run, devices in database.execute("SELECT module, run, devices FROM totals").fetchall():
         totals.setdefault(module, {})[run] = devices
+    known = {
+        module: [is_success or run in counts for run, is_success in enumerate(successful)]
+        for module, counts in totals.items()
+    }
     series: dict[int, list[VersionSeries]] = {}
     for module, version, number, present, devices, shares in database.execute(_SERIES).fetchall():
         by_run = dict(zip(present, zip(devices, shares, strict=True), strict=True))
-        points = [by_run.get(run, (0, 0.0)) if sealed[run] else (None, None) for run in range(runs)]
+        points = [by_run.get(run, (0, 0.0)) if known[module][run] else (None, None) for run in range(runs)]
         counts, fractions = tuple(each for each, _ in points), tuple(each for _, each in points)
         series.setdefault(module, []).append(VersionSeries(version, number, counts, fractions))
     query = "SELECT module, account, product_key, module_name FROM largest_modules ORDER BY module"
     largest = []
     for module, account, product_key, name in database.execute(query).fetchall():
-        devices = tuple(totals[module].get(run, 0) if sealed[run] else None for run in range(runs))
+        devices = tuple(totals[module].get(run, 0) if known[module][run] else None for run in range(runs))
         largest.append(ModuleSeries(account, product_key, name, devices, tuple(series[module])))
     return Adoption(tuple(largest), count)
 
@@ -78,14 +87,16 @@ _MODULES = """
   SELECT row_number() OVER (ORDER BY last DESC, peak DESC, account, product_key, module_name) AS module, *
   FROM (
     SELECT account, product_key, module_name, max(devices) AS peak,
-      coalesce(max(devices) FILTER (run = (SELECT max(run) FROM runs WHERE sealed)), 0) AS last
-    FROM (SELECT run, account, product_key, module_name, sum(devices) AS devices FROM history GROUP BY ALL)
+      greatest(max(run), any_value(last_success)) AS newest,
+      if(max(run) >= coalesce(any_value(last_success), 0), max_by(devices, run), 0) AS last
+    FROM (SELECT run, account, product_key, module_name, sum(devices) AS devices FROM history GROUP BY ALL),
+      (SELECT max(run) FILTER (is_success) AS last_success FROM runs)
     GROUP BY ALL
   ) ORDER BY module LIMIT ?"""
 
 _VERSIONS = """
   CREATE OR REPLACE TEMP TABLE adoption AS
-  SELECT module, run, module_version, h.devices, share
+  SELECT module, newest, run, module_version, h.devices, share
   FROM history h JOIN largest_modules l ON h.account = l.account AND h.product_key IS NOT DISTINCT FROM l.product_key
     AND h.module_name = l.module_name;
   CREATE OR REPLACE TEMP TABLE totals AS
@@ -98,7 +109,7 @@ _VERSIONS = """
     SELECT *, row_number() OVER (PARTITION BY module ORDER BY last DESC, peak DESC, module_version) AS current_rank
     FROM (
       SELECT module, module_version, max(share) AS peak, sum(devices) AS total,
-        coalesce(max(devices) FILTER (run = (SELECT max(run) FROM runs WHERE sealed)), 0) AS last
+        coalesce(max(devices) FILTER (run = newest), 0) AS last
       FROM adoption GROUP BY ALL
     )
   )"""
@@ -107,8 +118,8 @@ _SERIES = """
   SELECT module, version, max(versions) AS versions, list(run ORDER BY run), list(devices ORDER BY run),
     list(share ORDER BY run)
   FROM (
-    SELECT a.module, CASE WHEN main THEN a.module_version END AS version, a.run, sum(a.devices)::BIGINT AS devices,
-      round(sum(a.devices) / any_value(t.devices), 6) AS share,
+    SELECT a.module, CASE WHEN main THEN a.module_version END AS version, a.run, newest,
+      sum(a.devices)::BIGINT AS devices, round(sum(a.devices) / any_value(t.devices), 6) AS share,
       any_value(CASE WHEN main THEN 1 ELSE others END) AS versions
     FROM adoption a JOIN main_versions m ON a.module = m.module AND a.module_version = m.module_version
     JOIN totals t ON a.module = t.module AND a.run = t.run
@@ -118,5 +129,5 @@ _SERIES = """
   )
   GROUP BY module, version
   ORDER BY module, version IS NULL,
-    coalesce(max(devices) FILTER (run = (SELECT max(run) FROM runs WHERE sealed)), 0) DESC, max(share) DESC, version"""
+    coalesce(max(devices) FILTER (run = newest), 0) DESC, max(share) DESC, version"""
 """Shares are computed as in the inventory, so that both give the same number."""

@@ -158,7 +158,7 @@ def read_rollouts(
     """Read the rollouts of a run, from it and the runs before it in its directory.
 
     Args:
-        path: a run folder, or a directory of runs, which means its newest sealed run of the whole fleet.
+        path: a run folder, or a directory of runs, which means its newest successful run, or the newest sealed one.
         criteria: which devices are counted; see ``read_history``.
         thresholds: when a rollout has which state; None: as in the settings of the run.
         runs: maximum number of runs.
@@ -169,7 +169,7 @@ def read_rollouts(
         RunNotWritableError: the system's temporary folder cannot be written.
         UsageError: no device of any run has a value of the filter.
     """
-    folder = find_run(Path(path), "fleet")
+    folder = find_run(Path(path), "successful")
     until = StoredRun(read_manifest(folder), folder)
     if not until.sealed and folder != Path(path):
         until = next((run for run in RunCatalog(Path(path)).earlier(*until) if run.sealed), until)
@@ -179,7 +179,7 @@ def read_rollouts(
 
 
 def newest_of_fleet(directory: Path, name: str | None) -> StoredRun | None:
-    """Return the newest sealed run of a name that covers its fleet; None if there is none.
+    """Return the newest successful run of a name, or the newest sealed one of its fleet; None if there is none.
 
     ``name`` None means that of the newest run. Raise RunFolderError if the directory cannot be read.
     """
@@ -187,7 +187,8 @@ def newest_of_fleet(directory: Path, name: str | None) -> StoredRun | None:
     if not catalog.runs:
         return None
     named = catalog.named(catalog.runs[0].manifest.name if name is None else name)
-    return next((run for run in named if run.sealed and run.manifest.covers_fleet), None)
+    sealed = [run for run in named if run.sealed and run.manifest.covers_fleet]
+    return next((run for run in sealed if run.is_success), sealed[0] if sealed else None)
 
 
 def rollouts_of(

@@ -178,12 +178,30 @@ def read_from(path: Path) -> Path:
     Raises:
         RunFolderError: it means none; see ``find_stored_run``.
     """
+    return _find_folder(path, "successful", describe_older_run)
 
-    def describe(run: "StoredRun", newest: "StoredRun") -> str:
-        state = newest.manifest.state.replace("_", " ") if newest.manifest.covers_fleet else "of a part of the fleet"
-        return f"reading {run.folder}, the newest successful run; {newest.folder.name} is newer, and is {state}"
 
-    return _find_folder(path, "successful", describe)
+def describe_older_run(run: "StoredRun", newest: "StoredRun") -> str:
+    """Return which run is read in a directory, and why it is not the newest one."""
+    role = "the newest successful run" if run.is_success else "the newest sealed run"
+    return f"reading {run.folder}, {role}; {newest.folder.name} is newer, and is {_describe_state(newest)}"
+
+
+def note_unsuccessful(directory: Path, run: "StoredRun") -> None:
+    """Print a note if a run of a directory is not successful, and which run before it is."""
+    from auditor.runs.folder import RunCatalog
+
+    if run.is_success:
+        return
+    successful = RunCatalog(directory).latest(run.manifest.name, successful=True)
+    if successful is not None and successful.manifest.started_at < run.manifest.started_at:
+        print_notes(
+            [f"{run.folder.name} is {_describe_state(run)}; the newest successful run is {successful.folder.name}"]
+        )
+
+
+def _describe_state(run: "StoredRun") -> str:
+    return run.manifest.state.replace("_", " ") if run.manifest.covers_fleet else "of a part of the fleet"
 
 
 def resume_from(path: Path) -> Path:

@@ -64,7 +64,7 @@ def print_history(history: History, zone: tzinfo | None = UTC) -> None:
         print_note(f"rollouts are unknown: {safe(error)}")
     for module in adoption.modules:
         console.print()
-        console.print(_module_title(module, history.runs))
+        console.print(_module_title(module, history.runs, zone))
         if (rollout := rollouts.get((module.account, module.product_key, module.module_name))) is not None:
             console.print(describe_rollout(rollout), soft_wrap=not console.is_terminal)
         console.print(_versions_table(console, module, marks))
@@ -119,12 +119,15 @@ def _runs_table(runs: Sequence[RunSummary], marks: Sequence[str], zone: tzinfo |
     return table
 
 
-def _module_title(module: ModuleSeries, runs: Sequence[RunSummary]) -> Text:
+def _module_title(module: ModuleSeries, runs: Sequence[RunSummary], zone: tzinfo | None) -> Text:
     product = safe(module.product_key or "?")
-    counts = [(devices, run) for devices, run in zip(module.devices, runs, strict=True) if devices is not None]
-    devices, sampled = (counts[-1][0], counts[-1][1].unsampled > 0) if counts else (0, False)
+    devices, run = next(
+        (devices, run) for devices, run in zip(module.devices[::-1], runs[::-1], strict=True) if devices is not None
+    )
+    found = f"  reported by {format_count(devices, 'device')}{' of a sample' if run.unsampled else ''}"
+    at = "" if run is runs[-1] else f" in the run of {_format_start(run, zone)}"
     return Text(f"{safe(module.account)} {product} {safe(module.module_name)}", style="bold") + Text(
-        f"  reported by {format_count(devices, 'device')}{' of a sample' if sampled else ''}", style="not bold"
+        f"{found}{at}", style="not bold"
     )
 
 

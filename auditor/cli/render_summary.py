@@ -28,8 +28,6 @@ MIN_SHARE_REQUESTS = 50
 MAX_TEXT = 200
 """Characters of a text in a line: another user may have written ``run.json``."""
 
-_MODULE_CHANGES = frozenset({"upgraded", "downgraded", "changed", "appeared", "vanished"})
-
 
 @dataclass(frozen=True, slots=True)
 class SummaryLine:
@@ -161,7 +159,7 @@ def _describe_changes(previous: str, counts: Mapping[str, int]) -> SummaryLine:
     parts: list[str] = []
     for change in (*NET_CHANGES, *sorted(set(counts) - set(NET_CHANGES))):
         if count := counts.get(change, 0):
-            unit = "modules " if change in _MODULE_CHANGES and not parts else ""
+            unit = "" if parts else "modules "  # a device that joined counts with each of its modules
             parts.append(f"{count:,} {unit}{change.replace('_', ' ')}")
             styles[parts[-1]] = COUNT_STYLES.get(change, "")
     return SummaryLine("changes", f"since {_shorten(previous)}: {', '.join(parts) or 'none'}", styles=styles)

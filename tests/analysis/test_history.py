@@ -131,6 +131,36 @@ def test_a_run_that_is_not_sealed_is_shown_without_versions(tmp_path: Path) -> N
         assert (module.devices, module.versions[0].shares) == ((1, None, None), (1.0, None, None))
 
 
+def test_a_module_that_a_failed_run_did_not_read_is_unknown_and_not_zero(tmp_path: Path) -> None:
+    eu, us = named(0), named(1, account="us")
+    both: list[Outcome] = [ok(eu, ("ble", "1.0")), ok(us, ("ble", "1.0"))]
+    answers: list[list[Outcome]] = [both, [both[0], ok(us)], both, [ok(eu, ("ble", "2.0")), failed(us)]]
+    for day, outcomes in enumerate(answers, 1):
+        dated(build(tmp_path / f"night-{day}", [eu, us], outcomes).folder, day)
+    with read_history(tmp_path) as history:
+        found = {each.account: each for each in history.adoption().modules}
+    assert (found["demo"].devices, found["us"].devices) == ((1, 1, 1, 1), (1, 0, 1, None))
+    (line,) = found["us"].versions
+    assert line.shares == (1.0, 0.0, 1.0, None)
+    assert [each.shares for each in found["demo"].versions] == [(0.0, 0.0, 0.0, 1.0), (1.0, 1.0, 1.0, 0.0)]
+
+
+def test_the_newest_run_that_read_a_module_decides_its_order_and_main_versions(tmp_path: Path) -> None:
+    fleet = [named(number) for number in range(4)]
+    for day, reported in enumerate((("zb", "ble"), ("ble", "zb"), ()), 1):
+        modules = [[reported[:1], reported][number < 3] for number in range(4)]
+        outcomes: list[Outcome] = [
+            ok(device, *((name, f"{day}.0") for name in names)) if names else failed(device)
+            for device, names in zip(fleet, modules, strict=True)
+        ]
+        dated(build(tmp_path / f"night-{day}", fleet, outcomes).folder, day)
+    with read_history(tmp_path) as history:
+        first, second = history.adoption(versions=1).modules
+    assert (first.module_name, first.devices) == ("ble", (3, 4, None))
+    assert (second.module_name, second.devices) == ("zb", (4, 3, None))
+    assert [line.module_version for line in first.versions] == ["2.0", None]
+
+
 def test_complete_runs_with_warnings_are_described_by_their_reasons_and_not_as_complete(tmp_path: Path) -> None:
     first, other, third, _ = (write_run(tmp_path, day, "1.0") for day in range(1, 5))
     for run in (first, third):

@@ -52,8 +52,7 @@ def test_adoption_is_shown_and_incomplete_runs_are_marked(auditor: Auditor, audi
     assert lines[9:12] == [
         "~ incomplete: not of the complete fleet", "! damaged: see the notes", "? not sealed: no versions yet",
     ]  # fmt: skip
-    assert "demo p1 ble  reported by 10 devices" in lines
-    target = lines[lines.index("demo p1 ble  reported by 10 devices") + 1]
+    target = lines[lines.index("demo p1 ble  reported by 10 devices in the run of 2026-11-05 02:00") + 1]
     sentence = "40% of devices, +10.0 points a day, moving for 3 runs, done by 2026-11-11; 6 behind"
     assert target == f"target 2.0 (newest): {sentence}"
     old, new, marks = (line.split() for line in lines[16:19])

@@ -226,6 +226,12 @@ def test_a_directory_with_a_newer_failed_run_says_which_run_is_read(
         f"reading audits/20261122T020000Z-nightly, the newest successful run; {NEWEST} is newer, and is partial"
         in errors
     )
+    note = f"note: {NEWEST} is partial; the newest successful run is 20261122T020000Z-nightly"
+    for arguments in (("diff", "--since", "last~3"), ("diff", "--last")):
+        assert note in auditor(capsys, *arguments)[1].splitlines()
+    table, errors = auditor(capsys, "history", "--rollouts", "--format", "json")
+    assert json.loads("".join(table))["run"] == "20261122T020000Z-nightly"
+    assert f"reading audits/20261122T020000Z-nightly, the newest successful run; {NEWEST} is newer" in errors
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,10 @@ from auditor.cli.options import (
 from auditor.cli.output import (
     Format,
     FormatOption,
+    describe_older_run,
     describe_starts,
     emit,
+    note_unsuccessful,
     print_rows,
     print_warnings,
     read_from,
@@ -221,7 +223,8 @@ def diff(
     from auditor.analysis.device_selection import NET_CHANGES
     from auditor.analysis.drift import CHANGES, latest_pair
     from auditor.analysis.sample_drift import SHARE_CHANGES
-    from auditor.runs.folder import DEFAULT_DIRECTORY
+    from auditor.runs.folder import DEFAULT_DIRECTORY, StoredRun
+    from auditor.runs.manifest import read_manifest
 
     options = _DiffOptions(
         criteria=build_filter(filters),
@@ -241,7 +244,10 @@ def diff(
             raise UsageError("give --since and a directory of runs, without --last, --all or a second run")
         return _diff_since(old or DEFAULT_DIRECTORY, since, options)
     if last and new is None:
-        return _diff_runs(*latest_pair(DEFAULT_DIRECTORY if old is None else old), options)
+        directory = old or DEFAULT_DIRECTORY
+        pair = latest_pair(directory)
+        note_unsuccessful(directory, StoredRun(read_manifest(pair[1]), pair[1]))
+        return _diff_runs(*pair, options)
     if last or old is None or new is None:
         raise UsageError("give two runs, OLD and NEW, or --last or --since and a directory of runs")
     return _diff_runs(old, new, options)
@@ -297,6 +303,7 @@ def _diff_since(directory: Path, since: str, options: _DiffOptions) -> int:
     with read_changes_since(
         directory, since, criteria=options.criteria, changes=options.changed, group_by=options.groups
     ) as found:
+        note_unsuccessful(directory, found.new)
         print_warnings(found.warnings)
         table = found.devices if options.devices else found.versions
         _emit_changes(table if found.groups is None else found.groups, options)
@@ -379,6 +386,7 @@ def history(
         rollouts_of,
     )
     from auditor.cli.render_history import print_history, print_rollouts
+    from auditor.runs.folder import RunCatalog
     from auditor.runs.manifest import read_manifest
 
     resolved = resolve_format(format, out)
@@ -390,6 +398,8 @@ def history(
         newest = MAX_RUNS if limit is None else limit
     until = newest_of_fleet(directory, name) if rollouts else None
     with read_history(directory, name=name, criteria=criteria, group_by=groups, limit=newest, until=until) as found:
+        if until is not None and until.folder != (newest_run := RunCatalog(directory).named(found.name)[0]).folder:
+            print_note(describe_older_run(until, newest_run))
         print_warnings(found.warnings)
         zone = table_zone(read_manifest(found.runs[-1].folder), local_time=local_time)
         if rollouts:
