@@ -67,11 +67,12 @@ def refuse_to_exit(code: int) -> NoReturn:
 
 
 def pytest_configure() -> None:
-    """Programs that the tests start hear hang-ups, whether or not the tests themselves were started by nohup."""
+    """Tests and their programs hear hang-ups and interrupts, however they were started: by nohup, or in the background."""
     use_memory_for_temporary_files()
     signals.exit_process = refuse_to_exit
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

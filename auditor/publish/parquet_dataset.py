@@ -8,7 +8,7 @@ not need.
 import re
 import secrets
 from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack, contextmanager
 from datetime import date, datetime
 from pathlib import Path
@@ -266,8 +266,10 @@ def _write_account(
 
     with ExitStack() as stack, ThreadPoolExecutor(WRITERS) as writers:
         cursors = [stack.enter_context(run.database.cursor()) for _ in _LARGEST_FIRST]
-        written = [writers.submit(write, *each) for each in zip(_LARGEST_FIRST, cursors, strict=True)]
+        written: list[Future[DatasetFile | None]] = []
         try:
+            for table, cursor in zip(_LARGEST_FIRST, cursors, strict=True):
+                written.append(writers.submit(write, table, cursor))
             for each in as_completed(written):
                 each.result()
             return [file for each in written if (file := each.result()) is not None]

@@ -271,8 +271,7 @@ def test_a_second_signal_stops_immediately_and_keeps_the_results(
     folder = wait_for_lines(tmp_path / "runs", 5)
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
-    while "stopping" not in process.stderr.readline():
-        pass
+    assert any("stopping" in line for line in process.stderr)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == 130
