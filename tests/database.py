@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import NoReturn
 
@@ -19,10 +21,30 @@ def connect() -> duckdb.DuckDBPyConnection:
     return _database().cursor()
 
 
+LONG_QUERY = "SELECT count(*) FROM range(10_000_000_000) WHERE range % 7 = 3"
+"""A query that takes a minute: a test whose interruption is lost fails then, instead of waiting for ever."""
+
+
 def run_interrupted_query(database: duckdb.DuckDBPyConnection | None = None) -> NoReturn:
-    """Run a query that would take days, in the main thread, and send this process SIGINT meanwhile."""
+    """Run a long query in the main thread, and send this process SIGINT meanwhile."""
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-    (connect() if database is None else database).execute(
-        "SELECT count(*) FROM range(1_000_000_000_000_000) WHERE range % 7 = 3"
-    )
+    (connect() if database is None else database).execute(LONG_QUERY)
     raise AssertionError("the query ended")
+
+
+@contextmanager
+def interrupting(database: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Interrupt what a database executes in this block, again and again: between two queries it has no effect."""
+    ended = threading.Event()
+
+    def interrupt() -> None:
+        while not ended.wait(0.1):
+            database.interrupt()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

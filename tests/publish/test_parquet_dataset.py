@@ -29,6 +29,8 @@ from tests.database import run_interrupted_query
 from tests.runs.run_folders import HOSTILE, build, edit_manifest, every_status, named, ok
 
 NAME = "20261122T020000Z-nightly"
+MANY_ROWS = 10**8
+"""Rows that take a minute to write, so that a writer that is not interrupted does not run for ever."""
 ACCOUNT = "a%/b=c ü#?*.+&'\"😀 中"
 ATTRIBUTES = {text: text for text in HOSTILE if text.strip()}
 
@@ -164,7 +166,7 @@ def test_an_interrupt_ends_the_writer_of_a_large_file_and_leaves_no_run(
     interrupt = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     call_before_writing(monkeypatch, "inventory", interrupt.start)
     with open_published(every_status(tmp_path / NAME).folder) as run:
-        repeat_rows(run, "inventory", 10**12)
+        repeat_rows(run, "inventory", MANY_ROWS)
         before = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             publish_to_store(run, open_store(str(tmp_path / "lake")), TimeLimit())
@@ -179,7 +181,7 @@ def test_an_error_of_a_writer_ends_the_other_one(tmp_path: Path, monkeypatch: py
 
     call_before_writing(monkeypatch, "changes", fail)
     with open_published(every_status(tmp_path / NAME).folder) as run:
-        repeat_rows(run, "inventory", 10**12)
+        repeat_rows(run, "inventory", MANY_ROWS)
         before = time.monotonic()
         with pytest.raises(OSError, match="No space left"):
             publish_to_store(run, open_store(str(tmp_path / "lake")), TimeLimit())

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import threading
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,7 +26,7 @@ from auditor.storage.database import (
     with_enough_memory,
     write_parquet,
 )
-from tests.database import run_interrupted_query
+from tests.database import LONG_QUERY, interrupting, run_interrupted_query
 
 
 def test_no_progress_bar_is_printed_on_standard_output() -> None:
@@ -45,9 +44,8 @@ def test_a_signal_during_a_query_is_recognized_and_the_interruption_of_another_t
         with pytest.raises(RuntimeError) as caught:
             run_interrupted_query(database)
         assert is_interruption(caught.value)
-        threading.Timer(0.2, database.interrupt).start()
-        with pytest.raises(duckdb.InterruptException) as interrupted:
-            database.execute("SELECT count(*) FROM range(1_000_000_000_000_000) WHERE range % 7 = 3")
+        with interrupting(database), pytest.raises(duckdb.InterruptException) as interrupted:
+            database.execute(LONG_QUERY)
     assert not any(map(is_interruption, (interrupted.value, RuntimeError("other"), ValueError("Query interrupted"))))
 
 
