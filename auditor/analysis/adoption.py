@@ -4,6 +4,7 @@ No device with a module is an answer of a run that covers the fleet and succeede
 may not have listed or reached those devices.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from auditor.storage.database import Database, scalar
@@ -51,33 +52,35 @@ class Adoption:
     module_count: int
 
 
-def read_adoption(database: Database, runs: int, modules: int, versions: int) -> Adoption:
-    """Read at most so many modules, those with the most devices, from the tables ``runs`` and ``history``.
+def read_adoption(database: Database, successful: Sequence[bool], modules: int, versions: int) -> Adoption:
+    """Read at most so many modules, those with the most devices, from the table ``history``.
 
-    ``runs`` is the number of runs, and ``versions`` the maximum number of main versions of each module.
+    ``successful`` says of each run whether it has versions and succeeded; ``versions`` is the maximum number of main
+    versions of each module.
     """
-    database.execute(_MODULES, [modules])
+    last_success = max((run for run, is_success in enumerate(successful) if is_success), default=0)
+    database.execute(_MODULES, [last_success, last_success, modules])
     database.execute(_VERSIONS.format(main=versions, current=CURRENT_VERSIONS))
     count = scalar(database, "SELECT count(*) FROM (SELECT DISTINCT account, product_key, module_name FROM history)")
-    query = "SELECT is_success FROM runs ORDER BY run"
-    successful = [bool(each) for (each,) in database.execute(query).fetchall()]
     totals: dict[int, dict[int, int]] = {}
     for module, run, devices in database.execute("SELECT module, run, devices FROM totals").fetchall():
         totals.setdefault(module, {})[run] = devices
-    known = {
+    has_read = {
         module: [is_success or run in counts for run, is_success in enumerate(successful)]
         for module, counts in totals.items()
     }
     series: dict[int, list[VersionSeries]] = {}
     for module, version, number, present, devices, shares in database.execute(_SERIES).fetchall():
         by_run = dict(zip(present, zip(devices, shares, strict=True), strict=True))
-        points = [by_run.get(run, (0, 0.0)) if known[module][run] else (None, None) for run in range(runs)]
+        points = [
+            by_run.get(run, (0, 0.0)) if has_read[module][run] else (None, None) for run in range(len(successful))
+        ]
         counts, fractions = tuple(each for each, _ in points), tuple(each for _, each in points)
         series.setdefault(module, []).append(VersionSeries(version, number, counts, fractions))
     query = "SELECT module, account, product_key, module_name FROM largest_modules ORDER BY module"
     largest = []
     for module, account, product_key, name in database.execute(query).fetchall():
-        devices = tuple(totals[module].get(run, 0) if known[module][run] else None for run in range(runs))
+        devices = tuple(totals[module].get(run, 0) if has_read[module][run] else None for run in range(len(successful)))
         largest.append(ModuleSeries(account, product_key, name, devices, tuple(series[module])))
     return Adoption(tuple(largest), count)
 
@@ -87,10 +90,8 @@ _MODULES = """
   SELECT row_number() OVER (ORDER BY last DESC, peak DESC, account, product_key, module_name) AS module, *
   FROM (
     SELECT account, product_key, module_name, max(devices) AS peak,
-      greatest(max(run), any_value(last_success)) AS newest,
-      if(max(run) >= coalesce(any_value(last_success), 0), max_by(devices, run), 0) AS last
-    FROM (SELECT run, account, product_key, module_name, sum(devices) AS devices FROM history GROUP BY ALL),
-      (SELECT max(run) FILTER (is_success) AS last_success FROM runs)
+      greatest(max(run), ?) AS newest, if(max(run) >= ?, max_by(devices, run), 0) AS last
+    FROM (SELECT run, account, product_key, module_name, sum(devices) AS devices FROM history GROUP BY ALL)
     GROUP BY ALL
   ) ORDER BY module LIMIT ?"""
 

@@ -112,8 +112,9 @@ class History:
 
         At most so many modules have so many versions each; the others are combined in one series.
         """
+        successful = [run.sealed and stored.is_success for run, stored in zip(self.runs, self.stored, strict=True)]
         with translate_read_errors(self.runs[-1].folder.parent):
-            return read_adoption(self._database.cursor(), len(self.runs), modules, versions)
+            return read_adoption(self._database.cursor(), successful, modules, versions)
 
 
 @contextmanager
@@ -155,7 +156,7 @@ def read_history(
             stored = stored[:limit][::-1]
             runs = _read_runs(database, stored, work)
             groups = _narrow(database, runs, criteria, group_by) if narrow else []
-            _define_history(database, runs, [run.is_success for run in stored], criteria.module)
+            _define_history(database, runs, criteria.module)
         skipped = (RunWarning("unreadable", "", f"run skipped: {problem}") for problem in unreadable)
         warnings = (*skipped, *summarize_warnings(runs))
         head = {"schema_version": SCHEMA_VERSION, "name": runs[0].name, "runs": [_run_object(run) for run in runs]}
@@ -267,20 +268,12 @@ def _recount_selected(
     return groups
 
 
-def _define_history(
-    database: Database, runs: Sequence[RunSummary], successful: Sequence[bool], module_name: str | None
-) -> None:
-    """Define the tables ``runs`` and ``history``; in ``history`` a module has one spelling in all runs.
-
-    ``is_success`` of a run says whether it has versions of the whole fleet.
-    """
-    columns = [
-        [run.folder.name, run.state, run.started_at, run.sealed and is_success]
-        for run, is_success in zip(runs, successful, strict=True)
-    ]
+def _define_history(database: Database, runs: Sequence[RunSummary], module_name: str | None) -> None:
+    """Define the tables ``runs`` and ``history``; in ``history`` a module has one spelling in all runs."""
+    columns = [[run.folder.name, run.state, run.started_at] for run in runs]
     database.execute(
         "CREATE TABLE runs AS SELECT unnest($1) AS run, unnest($2) AS folder, unnest($3) AS state, "
-        "unnest($4) AS started_at, unnest($5) AS is_success",
+        "unnest($4) AS started_at",
         [list(range(len(runs))), *map(list, zip(*columns, strict=True))],
     )
     database.execute(
