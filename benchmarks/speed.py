@@ -56,11 +56,11 @@ TITLES = {
 
 
 SESSION_ONLY = """
-import math
-from auditor.cli.app import main
+import math, sys
+from auditor.cli import main
 from auditor.client import transport
 transport.FAST_TRANSPORT_RATE = math.inf
-main()
+sys.exit(main())
 """
 
 COMPLETE_RUNS = {

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from auditor.errors import FleetError, RunNotWritableError
+from auditor.fleet import snapshot as snapshot_module
 from auditor.fleet.snapshot import write_snapshot
 from auditor.fleet.table import read_snapshot, sha256_of
 from auditor.storage.compressed import MAX_EXPANSION, MIN_EXPANDED_BYTES
@@ -435,3 +437,41 @@ def test_a_compressed_file_whose_checksum_does_not_fit_is_refused(tmp_path: Path
 def test_a_file_of_another_format_is_refused_by_its_name(tmp_path: Path, name: str, start: bytes, says: str) -> None:
     with pytest.raises(FleetError, match=f"is {says}; "):
         snapshot(tmp_path, name, start)
+
+
+@pytest.mark.parametrize(
+    ("content", "is_fast"),
+    [
+        ("product_key,device_name\n" + "".join(f"k1h9drZble,device-{n:05}\n" for n in range(5)), True),
+        ("iot_id\n" + "".join(f"Xy{n:020}\n" for n in range(5)), True),
+        (
+            "product_key,device_name,iot_id\n" + "".join(f"a1BwAGV1234,device-{n:05},Xy{n:020}\n" for n in range(5)),
+            True,
+        ),
+        ("product_key,device_name\nk1h9drZble,device-00001\n1-Jan-24x, device-00002\nk1h9drZble,dev3\n", False),
+        ("product_key,device_name,iot_id\nk1h9drZble,device-00001,\n,,Xy00000000000000000002\n", False),
+        (" product_key ,device_name\n k1h9drZble ,device-00001\n", False),
+    ],
+)
+def test_rows_that_are_checked_together_are_those_that_are_checked_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, *, is_fast: bool
+) -> None:
+    checked: list[bool] = []
+    are_clean = snapshot_module._are_clean
+
+    def check(*columns: Any) -> bool:
+        checked.append(are_clean(*columns))
+        return checked[-1]
+
+    monkeypatch.setattr(snapshot_module, "_are_clean", check)
+    _, together = snapshot(tmp_path, "fleet.csv", content.encode())
+    assert checked == [is_fast]
+    monkeypatch.setattr(snapshot_module, "_are_clean", lambda *_: False)
+    _, each = snapshot(tmp_path, "fleet.csv", content.encode())
+    assert together == each
+    assert len(together) == content.count("\n") - 1
+
+
+@pytest.mark.parametrize("key", ["1-Jan-24", "null", "TRUE", "1.5E+10", "k1h9\tdrZble", " k1h9drZble", "", None])
+def test_a_product_key_that_is_damaged_or_none_is_never_taken_for_a_clean_one(key: str | None) -> None:
+    assert not snapshot_module._are_clean([key, "k1h9drZble"], ["device-00001", "device-00002"], ["", ""])
