@@ -102,9 +102,9 @@ def run_round(folder: Path, engine: str, place: Place, settings: Path, rng: rand
 @pytest.mark.parametrize(
     ("engine", "bucket", "share"),
     [
-        ("array", False, 0.25),
-        ("array", False, 0.26),
-        ("array", False, 0.29),
+        ("array", False, 0.33),
+        ("array", False, 0.34),
+        ("array", False, 0.35),
         pytest.param("array", True, 0.2, marks=needs_s3),
         pytest.param("dask", False, 0.1, marks=[needs_dask, pytest.mark.slow]),
         pytest.param("dask", True, 0.1, marks=[needs_dask, needs_s3, pytest.mark.slow]),
