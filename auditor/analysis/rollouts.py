@@ -158,7 +158,7 @@ def read_rollouts(
     """Read the rollouts of a run, from it and the runs before it in its directory.
 
     Args:
-        path: a run folder, or a directory of runs, which means its newest successful run, or the newest sealed one.
+        path: a run folder, or a directory of runs, which means its newest run of the fleet that has answers.
         criteria: which devices are counted; see ``read_history``.
         thresholds: when a rollout has which state; None: as in the settings of the run.
         runs: maximum number of runs.
@@ -169,17 +169,17 @@ def read_rollouts(
         RunNotWritableError: the system's temporary folder cannot be written.
         UsageError: no device of any run has a value of the filter.
     """
-    folder = find_run(Path(path), "successful")
+    folder = find_run(Path(path), "fleet")
     until = StoredRun(read_manifest(folder), folder)
-    if not until.sealed and folder != Path(path):
-        until = next((run for run in RunCatalog(Path(path)).earlier(*until) if run.sealed), until)
+    if folder != Path(path) and not _has_answers(until):
+        until = next((run for run in RunCatalog(Path(path)).earlier(*until) if _has_answers(run)), until)
     directory = (folder if folder.name else folder.absolute()).parent
     with read_history(directory, criteria=criteria, limit=runs, until=until) as history:
         return rollouts_of(history, thresholds=thresholds, limit=limit)
 
 
 def newest_of_fleet(directory: Path, name: str | None) -> StoredRun | None:
-    """Return the newest successful run of a name, or the newest sealed one of its fleet; None if there is none.
+    """Return the newest sealed run of a name that covers its fleet and has answers; None if there is none.
 
     ``name`` None means that of the newest run. Raise RunFolderError if the directory cannot be read.
     """
@@ -187,19 +187,25 @@ def newest_of_fleet(directory: Path, name: str | None) -> StoredRun | None:
     if not catalog.runs:
         return None
     named = catalog.named(catalog.runs[0].manifest.name if name is None else name)
-    sealed = [run for run in named if run.sealed and run.manifest.covers_fleet]
-    return next((run for run in sealed if run.is_success), sealed[0] if sealed else None)
+    return next((run for run in named if _has_answers(run) and run.manifest.covers_fleet), None)
+
+
+def _has_answers(run: StoredRun) -> bool:
+    """Return whether a run is sealed with an answer: one that ended before it had any says nothing of a rollout."""
+    return run.sealed and run.manifest.devices.answered > 0
 
 
 def rollouts_of(
     history: History, *, thresholds: RolloutThresholds | None = None, limit: int = MAX_ROLLOUTS
 ) -> Rollouts:
-    """Return the rollouts of the newest sealed run of a history; see ``read_rollouts``.
+    """Return the rollouts of the newest run of a history that has answers; see ``read_rollouts``.
 
     A run that a flag limits to its first devices does not count. Devices behind are not counted by their update in a
     history of selected devices.
     """
-    counting = [(at, run) for at, run in enumerate(history.stored) if run.sealed and run.manifest.fleet.limit is None]
+    counting = [
+        (at, run) for at, run in enumerate(history.stored) if _has_answers(run) and run.manifest.fleet.limit is None
+    ]
     started_at = tuple(run.manifest.started_at for run in history.stored)
     if not counting:
         return Rollouts((), {}, started_at)

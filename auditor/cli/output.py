@@ -183,7 +183,7 @@ def read_from(path: Path) -> Path:
 
 def describe_older_run(run: "StoredRun", newest: "StoredRun") -> str:
     """Return which run is read in a directory, and why it is not the newest one."""
-    role = "the newest successful run" if run.is_success else "the newest sealed run"
+    role = "the newest successful run" if run.is_success else "the newest run with answers"
     return f"reading {run.folder}, {role}; {newest.folder.name} is newer, and is {_describe_state(newest)}"
 
 

@@ -325,6 +325,8 @@ def describe_rollouts(run: Path) -> Iterator[str]:
     except RunFolderError as error:
         yield f"rollouts: unknown: {safe(error)}"
         return
+    if rollouts.run != run.name:  # it has no answers
+        return
     if any(count.rollouts for state, count in rollouts.by_state.items() if state != "unknown"):
         yield f"rollouts: {_count_states(rollouts)}"
     urgent = [each for each in rollouts.by_urgency if each.state in {"rolled_back", "stalled"}]

@@ -131,7 +131,8 @@ def read_earlier_runs(
     with read_history(directory, limit=MAX_RUNS, until=StoredRun(run.manifest, run.folder)) as history:
         history.table.write(rows, "parquet")
         # Without its own rollouts, those of another run would be returned.
-        counts = history.runs[-1].sealed and history.stored[-1].manifest.fleet.limit is None
+        manifest = history.stored[-1].manifest
+        counts = history.runs[-1].sealed and manifest.fleet.limit is None and manifest.devices.answered > 0
         rollouts = rollouts_of(history) if counts else None
         if rollouts is not None:
             history.cursor().execute(

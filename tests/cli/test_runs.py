@@ -14,7 +14,7 @@ from auditor.runs.manifest import FailureInfo
 from auditor.runs.retention import prune_runs
 from auditor.runs.selection_info import ExitReason
 from tests.analysis.recorded_runs import DAYS, add_run, write_days
-from tests.runs.run_folders import edit_manifest, named, running
+from tests.runs.run_folders import build, edit_manifest, failed, named, running
 from tests.runs.test_document_schemas import validate
 
 NEWEST = "20261125T020000Z-nightly"
@@ -229,9 +229,22 @@ def test_a_directory_with_a_newer_failed_run_says_which_run_is_read(
     note = f"note: {NEWEST} is partial; the newest successful run is 20261122T020000Z-nightly"
     for arguments in (("diff", "--since", "last~3"), ("diff", "--last")):
         assert note in auditor(capsys, *arguments)[1].splitlines()
+
+
+def test_a_night_without_an_answer_leaves_shares_and_rollouts_as_they_were(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = auditor(capsys, "history", "--rollouts", "--format", "json")[0]
+    folder = build(directory / "20261126T020000Z-nightly", [named(0)], [failed(named(0))]).folder
+    edit_manifest(folder, lambda manifest: replace(manifest, state="aborted", started_at="2026-11-26T02:00:00.000Z"))
     table, errors = auditor(capsys, "history", "--rollouts", "--format", "json")
-    assert json.loads("".join(table))["run"] == "20261122T020000Z-nightly"
-    assert f"reading audits/20261122T020000Z-nightly, the newest successful run; {NEWEST} is newer" in errors
+    assert json.loads("".join(table))["rollouts"] == json.loads("".join(before))["rollouts"]
+    assert json.loads("".join(table))["run"] == NEWEST
+    assert f"reading audits/{NEWEST}, the newest successful run; {folder.name} is newer, and is aborted" in errors
+    lines, _ = auditor(capsys, "history")
+    assert any(line.endswith("in the run of 2026-11-25 02:00") for line in lines)
+    assert not any("reported by 0 devices" in line for line in lines)
+    assert not any(line.startswith("rollouts:") for line in auditor(capsys, "status")[0])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from auditor.runs.attributes import ATTRIBUTES, ATTRIBUTES_TYPE
 from auditor.runs.folder import DEVICES, FLEET, MODULES
-from auditor.runs.manifest import AccountInfo, FleetInfo, Manifest, file_info, write_manifest
+from auditor.runs.manifest import AccountInfo, DeviceCounts, FleetInfo, Manifest, file_info, write_manifest
 from auditor.storage.database import sql_literal
 from tests.database import connect
 
@@ -25,7 +25,7 @@ def build_wide_run(folder: Path, products: int, modules: int, versions: int, *, 
     state = f"CASE WHEN i % {versions} = 0 AND {versions} > 1 THEN 'failed' ELSE 'ok' END"
     outcome = (
         f"1 AS attempts, CASE WHEN {state} = 'failed' THEN $1 || 'Timeout' END AS code, $1 || 'no answer' AS message, "
-        f"TIMESTAMP '2026-11-22 02:00:00' AS audited_at, 'queried' AS source, NULL::{ATTRIBUTES_TYPE} AS {ATTRIBUTES}"
+        f"TIMESTAMP '2026-11-22 02:00:00' AS audited_at, 'queried' AS source, NULL::VARCHAR AS reason, NULL::{ATTRIBUTES_TYPE} AS {ATTRIBUTES}"
     )
     with connect() as database:
         reported = f"SELECT {identity}, $1 || 'm' || m AS module_name, $1 || '1.' || (i % {versions}) AS module_version"
@@ -42,5 +42,10 @@ def build_wide_run(folder: Path, products: int, modules: int, versions: int, *, 
     accounts = (AccountInfo("eu", "https://example.com/", "tuya", 10),)
     fleet = FleetInfo("fleet.csv", products * versions, 0, files[0].sha256)
     started_at = f"2026-11-{20 + day}T02:00:00.000Z"
-    write_manifest(folder, Manifest("0", prefix[:200] + "nightly", "partial", started_at, accounts, fleet, files=files))
+    failed = products if versions > 1 else 0
+    counts = DeviceCounts(ok=products * versions - failed, failed=failed)
+    manifest = Manifest(
+        "0", prefix[:200] + "nightly", "partial", started_at, accounts, fleet, devices=counts, files=files
+    )
+    write_manifest(folder, manifest)
     return folder
