@@ -81,7 +81,7 @@ mutations: .venv/.tests-installed  ## run commands on MUTATIONS mutated run fold
 	$(BIN)/python -m tests.mutations.long $(MUTATIONS)
 
 chaos: .venv/.tests-installed  ## kill audits and workers of shards KILLS times at random moments, cut files at every byte, and print figures
-	AUDITOR_KILLS=$(KILLS) AUDITOR_ROUNDS=$(KILLS) $(BIN)/python -m pytest -s tests/chaos
+	AUDITOR_KILLS=$(KILLS) AUDITOR_ROUNDS=$(KILLS) $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/chaos
 
 soak: .venv/.tests-installed  ## audit for SOAK_MINUTES, and print the slopes of memory, descriptors and tasks
 	$(BIN)/python benchmarks/soak.py $(SOAK_MINUTES)

@@ -1,7 +1,7 @@
 """Adoption of versions: for each product's module, the shares of its main versions over the runs.
 
-No device with a module is an answer of a run that covers the fleet and succeeded. Of another run it means nothing: it
-may not have listed or reached those devices.
+If a run that reads all modules of the fleet has no device with a module, there is none. Another run may not have listed
+or reached these devices, or not read the module: its number is unknown.
 """
 
 from collections.abc import Sequence
@@ -52,35 +52,33 @@ class Adoption:
     module_count: int
 
 
-def read_adoption(database: Database, successful: Sequence[bool], modules: int, versions: int) -> Adoption:
+def read_adoption(database: Database, complete: Sequence[bool], modules: int, versions: int) -> Adoption:
     """Read at most so many modules, those with the most devices, from the table ``history``.
 
-    ``successful`` says of each run whether it has versions and succeeded; ``versions`` is the maximum number of main
-    versions of each module.
+    ``complete`` says of each run whether it is sealed, succeeded and reads all modules; ``versions`` is the maximum
+    number of main versions of each module.
     """
-    last_success = max((run for run, is_success in enumerate(successful) if is_success), default=0)
-    database.execute(_MODULES, [last_success, last_success, modules])
+    last_complete = max((run for run, is_complete in enumerate(complete) if is_complete), default=0)
+    database.execute(_MODULES, [last_complete, last_complete, modules])
     database.execute(_VERSIONS.format(main=versions, current=CURRENT_VERSIONS))
     count = scalar(database, "SELECT count(*) FROM (SELECT DISTINCT account, product_key, module_name FROM history)")
     totals: dict[int, dict[int, int]] = {}
     for module, run, devices in database.execute("SELECT module, run, devices FROM totals").fetchall():
         totals.setdefault(module, {})[run] = devices
     has_read = {
-        module: [is_success or run in counts for run, is_success in enumerate(successful)]
+        module: [is_complete or run in counts for run, is_complete in enumerate(complete)]
         for module, counts in totals.items()
     }
     series: dict[int, list[VersionSeries]] = {}
     for module, version, number, present, devices, shares in database.execute(_SERIES).fetchall():
         by_run = dict(zip(present, zip(devices, shares, strict=True), strict=True))
-        points = [
-            by_run.get(run, (0, 0.0)) if has_read[module][run] else (None, None) for run in range(len(successful))
-        ]
+        points = [by_run.get(run, (0, 0.0)) if has_read[module][run] else (None, None) for run in range(len(complete))]
         counts, fractions = tuple(each for each, _ in points), tuple(each for _, each in points)
         series.setdefault(module, []).append(VersionSeries(version, number, counts, fractions))
     query = "SELECT module, account, product_key, module_name FROM largest_modules ORDER BY module"
     largest = []
     for module, account, product_key, name in database.execute(query).fetchall():
-        devices = tuple(totals[module].get(run, 0) if has_read[module][run] else None for run in range(len(successful)))
+        devices = tuple(totals[module].get(run, 0) if has_read[module][run] else None for run in range(len(complete)))
         largest.append(ModuleSeries(account, product_key, name, devices, tuple(series[module])))
     return Adoption(tuple(largest), count)
 

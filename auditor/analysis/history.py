@@ -112,9 +112,10 @@ class History:
 
         At most so many modules have so many versions each; the others are combined in one series.
         """
-        successful = [run.sealed and stored.is_success for run, stored in zip(self.runs, self.stored, strict=True)]
+        has_all = [each.is_success and each.manifest.modules is None for each in self.stored]
+        complete = [run.sealed and each for run, each in zip(self.runs, has_all, strict=True)]
         with translate_read_errors(self.runs[-1].folder.parent):
-            return read_adoption(self._database.cursor(), successful, modules, versions)
+            return read_adoption(self._database.cursor(), complete, modules, versions)
 
 
 @contextmanager

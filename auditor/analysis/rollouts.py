@@ -175,7 +175,9 @@ def read_rollouts(
         until = next((run for run in RunCatalog(Path(path)).earlier(*until) if _has_answers(run)), until)
     directory = (folder if folder.name else folder.absolute()).parent
     with read_history(directory, criteria=criteria, limit=runs, until=until) as history:
-        return rollouts_of(history, thresholds=thresholds, limit=limit)
+        found = rollouts_of(history, thresholds=thresholds, limit=limit)
+    # A run without answers, or of the first devices, has none: these are of a run before it.
+    return found if found.run == until.folder.name else Rollouts((), {}, found.started_at)
 
 
 def newest_of_fleet(directory: Path, name: str | None) -> StoredRun | None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,7 +54,7 @@ from auditor.selection.coordinator import WORK as SELECTION_WORK
 from auditor.selection.selection_files import keep_accounts
 from auditor.storage.descriptors import keeps_modes
 from auditor.storage.foreign_access import find_foreign_access
-from auditor.text.formatting import escape_undecodable, format_utc
+from auditor.text.formatting import escape_undecodable, format_utc, parse_manifest_time
 from auditor.text.shell import format_command
 
 
@@ -71,6 +72,10 @@ class Scope:
         return same and sampled == settings.is_sample
 
 
+MAX_EMPTY_AGE = 12 * 3_600.0
+"""Seconds after which a run without an answer is not continued: the answers of today would get its date."""
+
+
 def find_unfinished(
     directory: Path, settings: Settings, scope: Scope | None = None, *, with_hooks: bool = False
 ) -> Path | None:
@@ -79,7 +84,8 @@ def find_unfinished(
     A run is unfinished if more devices are pending than ``max_failed`` allows, if a discovery is pending, if it was not
     sealed or verified, or if its hooks did not run and the caller runs them (``with_hooks``). Deferred hooks do not
     count. A sealed run without pending devices is finished, even if devices or products failed: ``resume`` retries
-    those on request. Runs of another scope, such as a trial with ``--limit``, are ignored. So are those of other
+    those on request. So does a run without an answer that is older than ``MAX_EMPTY_AGE``: it has nothing to continue.
+    Runs of another scope, such as a trial with ``--limit``, are ignored. So are those of other
     users, and those that they can write. Settings that change more than rates, keys, timeouts or hooks do not continue
     a run; that is logged with its advice.
     """
@@ -128,7 +134,7 @@ def _report_not_resumed(folder: Path, objections: list[str]) -> None:
 
 
 def _is_unfinished(manifest: Manifest) -> bool:
-    if manifest.state in SUCCESSFUL_STATES:
+    if manifest.state in SUCCESSFUL_STATES or _is_empty_and_old(manifest):
         return False
     pending = manifest.devices.pending > manifest.unsampled
     pending = pending or any(discovery.state == "pending" for discovery in manifest.discovery)
@@ -137,6 +143,15 @@ def _is_unfinished(manifest: Manifest) -> bool:
     # A partial run with neither is one that was not verified.
     unverified = manifest.state == "partial" and not otherwise_partial
     return manifest.finished_at is None or pending or unverified
+
+
+def _is_empty_and_old(manifest: Manifest) -> bool:
+    """Return whether a run ended long ago without an answer, and without a device that the platform listed."""
+    started = parse_manifest_time(manifest.started_at)
+    if started is None or manifest.finished_at is None or time.time() - started.timestamp() < MAX_EMPTY_AGE:
+        return False
+    is_listed = bool(manifest.discovery) and manifest.fleet.devices > 0
+    return not (manifest.devices.answered or manifest.devices.failed or is_listed)
 
 
 def remove_working_files(folder: Path) -> None:

@@ -187,11 +187,23 @@ def _require_trust(
     source = read_manifest(folder).settings_file
     command = format_command("auditor resume", folder, flags=[("--settings", source or "FILE")])
     effects = "; ".join(_describe_effects(settings))
+    owner = _other_owner(folder)
+    by_owner = (
+        "" if owner is None else f"Resume it as its owner: sudo -u {owner} {format_command('auditor resume', folder)}. "
+    )
     advice = f"Give your own settings: {command}. " if advise else ""
     raise RunFolderError(
-        f"{folder}: is not resumed: {', '.join(objections)}. {advice}"
+        f"{folder}: is not resumed: {', '.join(objections)}. {by_owner}{advice}"
         f"{'Your' if own else 'Its'} settings {effects}. If all of that is right, add --trust {token}"
     )
+
+
+def _other_owner(folder: Path) -> str | None:
+    """Return the name of the owner of a folder; None: it is the caller, or has no name."""
+    with contextlib.suppress(OSError, KeyError):
+        owner = folder.stat().st_uid
+        return None if owner == os.geteuid() else pwd.getpwuid(owner).pw_name
+    return None
 
 
 def _describe_effects(settings: Settings) -> Iterator[str]:

@@ -183,25 +183,32 @@ def read_from(path: Path) -> Path:
 
 def describe_older_run(run: "StoredRun", newest: "StoredRun") -> str:
     """Return which run is read in a directory, and why it is not the newest one."""
-    role = "the newest successful run" if run.is_success else "the newest run with answers"
-    return f"reading {run.folder}, {role}; {newest.folder.name} is newer, and is {_describe_state(newest)}"
+    role = "the newest successful run" if run.is_success else "the newest run of the fleet with answers"
+    return f"reading {run.folder}, {role}; {newest.folder.name} is newer, and {_describe_state(newest)}"
 
 
 def note_unsuccessful(directory: Path, run: "StoredRun") -> None:
-    """Print a note if a run of a directory is not successful, and which run before it is."""
+    """Print a note if a run that is compared is not successful, or a newer one has not ended."""
     from auditor.runs.folder import RunCatalog
 
-    if run.is_success:
-        return
-    successful = RunCatalog(directory).latest(run.manifest.name, successful=True)
-    if successful is not None and successful.manifest.started_at < run.manifest.started_at:
-        print_notes(
-            [f"{run.folder.name} is {_describe_state(run)}; the newest successful run is {successful.folder.name}"]
-        )
+    catalog, notes = RunCatalog(directory), list[str]()
+    newest = catalog.latest(run.manifest.name)
+    if newest is not None and not newest.ended and newest.manifest.started_at > run.manifest.started_at:
+        notes.append(f"comparing {run.folder.name}; {newest.folder.name} is newer, and {_describe_state(newest)}")
+    successful = catalog.latest(run.manifest.name, successful=True)
+    if not run.is_success and successful is not None and successful.manifest.started_at < run.manifest.started_at:
+        found = f"{run.folder.name} {_describe_state(run)}"
+        notes.append(f"{found}; the newest successful run is {successful.folder.name}")
+    print_notes(notes)
 
 
 def _describe_state(run: "StoredRun") -> str:
-    return run.manifest.state.replace("_", " ") if run.manifest.covers_fleet else "of a part of the fleet"
+    """Return the state of a run as the rest of a sentence."""
+    from auditor.runs.locking import is_locked
+
+    if not run.ended:
+        return "is in progress" if is_locked(run.folder) else "was killed before its end"
+    return f"is {run.manifest.state.replace('_', ' ')}" if run.manifest.covers_fleet else "is of a part of the fleet"
 
 
 def resume_from(path: Path) -> Path:

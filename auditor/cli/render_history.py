@@ -13,7 +13,7 @@ from auditor.analysis.history import History, RunSummary
 from auditor.analysis.rollout_states import ROLLOUT_STATES, RolloutState, UnknownReason
 from auditor.analysis.rollouts import NoDate, Rollout, Rollouts, read_rollouts, rollouts_of
 from auditor.cli.console import print_error, print_note
-from auditor.cli.output import ALL_ROWS, open_console
+from auditor.cli.output import ALL_ROWS, Column, open_console, print_columns
 from auditor.errors import RunFolderError
 from auditor.text.formatting import format_count, format_share, safe
 from auditor.text.shell import format_command
@@ -276,30 +276,35 @@ def _describe_updates(rollout: Rollout) -> str:
 
 
 def print_rollouts(rollouts: Rollouts) -> None:
-    """Print a row for each rollout, the most urgent first, and the number of all of them by state."""
-    console = open_console(pipe_width=200)
+    """Print a row for each rollout, the most urgent first, and the number of all of them by state.
+
+    Columns in which no rollout has a value are left out.
+    """
     shown = rollouts.by_urgency[:MAX_TABLE_ROLLOUTS]
-    several = len({each.account for each in shown}) > 1
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (*(("account",) if several else ()), "product", "module", "state", "target"):
-        table.add_column(name, overflow="fold")
-    for name in ("share", "a day", "behind", "failed", "offered", "reverted", "never offered", "runs", "done by"):
-        table.add_column(name, justify="right")
+    account, product, module = Column("account", []), Column("product", []), Column("module", [])
+    state, target, share = Column("state", []), Column("target", []), Column("share", [], "right")
+    change, behind = Column("a day", [], "right", 7), Column("behind", [], "right")
+    drops = {"failed": 1, "offered": 3, "reverted": 0, "never offered": 2}
+    by_update = [Column(name, [], "right", drop) for name, drop in drops.items()]
+    runs, date = Column("runs", [], "right", 5), Column("done by", [], "right", 6)
     for each in shown:
-        numbers = (each.behind, each.failed, each.offered, each.reverted, each.never_offered)
-        table.add_row(
-            *((safe(each.account),) if several else ()),
-            safe(each.product_name or each.product_key or "?"),
-            safe(each.module_name),
-            Text(STATE_NAMES[each.state], style=STATE_STYLES[each.state]),
-            safe(each.target or "?"),
-            "?" if each.share is None else format_share(each.share, aligned=True),
-            "" if each.change is None else _format_points(each.change),
-            *("" if number is None else f"{number:,}" for number in numbers),
-            f"{each.runs_in_state:,}",
-            _format_date(each),
-        )
-    console.print(table)
+        account.cells.append(safe(each.account))
+        product.cells.append(safe(each.product_name or each.product_key or "?"))
+        module.cells.append(safe(each.module_name))
+        state.cells.append(Text(STATE_NAMES[each.state], style=STATE_STYLES[each.state]))
+        target.cells.append(safe(each.target or "?"))
+        share.cells.append("?" if each.share is None else format_share(each.share, aligned=True))
+        change.cells.append("" if each.change is None else _format_points(each.change))
+        behind.cells.append(f"{each.behind:,}")
+        numbers = (each.failed, each.offered, each.reverted, each.never_offered)
+        for column, number in zip(by_update, numbers, strict=True):
+            column.cells.append("" if number is None else f"{number:,}")
+        runs.cells.append(f"{each.runs_in_state:,}")
+        date.cells.append(_format_date(each))
+    several = [account] if len({each.account for each in shown}) > 1 else []
+    columns = [*several, product, module, state, target, share, change, behind, *by_update, runs, date]
+    if shown:
+        print_columns([column for column in columns if any(map(str, column.cells))])
     print_error(f"{format_count(rollouts.count, 'rollout')}: {_count_states(rollouts) or 'none'}")
     if rollouts.count > len(shown):
         print_note(f"{len(shown):,} of them, the most urgent first; {ALL_ROWS}")
@@ -324,8 +329,6 @@ def describe_rollouts(run: Path) -> Iterator[str]:
         rollouts = read_rollouts(run)
     except RunFolderError as error:
         yield f"rollouts: unknown: {safe(error)}"
-        return
-    if rollouts.run != run.name:  # it has no answers
         return
     if any(count.rollouts for state, count in rollouts.by_state.items() if state != "unknown"):
         yield f"rollouts: {_count_states(rollouts)}"

@@ -1,6 +1,7 @@
 """Render the runs of a directory for people: their list, and the state of the last one. Names are escaped."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 
@@ -10,16 +11,17 @@ from auditor.analysis.net_changes import NetChanges
 from auditor.cli.output import MIN_SENTENCE_WIDTH, Column, print_columns, table_zone
 from auditor.cli.render_history import describe_rollouts
 from auditor.cli.render_run import describe_coverage, describe_discovery, describe_releases
-from auditor.errors import RunFolderError, find_code, refer_to_code
+from auditor.errors import AuditorError, RunFolderError, find_code, refer_to_code
 from auditor.query.describe import describe_next_steps, describe_recheck, describe_selection
-from auditor.query.warnings import is_tolerated, state_label
+from auditor.query.run import Run
+from auditor.query.warnings import completeness_warnings, is_tolerated, state_label
 from auditor.runs.folder import RunCatalog, StoredRun, find_stored_run
 from auditor.runs.locking import is_locked
 from auditor.runs.manifest import Manifest
 from auditor.text.formatting import (
+    format_age,
     format_count,
     format_duration,
-    format_rough_duration,
     parse_manifest_time,
     safe,
 )
@@ -48,6 +50,8 @@ def print_runs(runs: Sequence[StoredRun], zone: tzinfo | None) -> None:
         label = state_label(manifest.state, manifest.devices, manifest.unsampled, tolerated=is_tolerated(manifest))
         if manifest.state != "running" and not run.sealed:
             label = "deleted" if manifest.changes is not None else f"{label}, not sealed"
+        if manifest.fleet.cut:
+            label = f"{label}, not the whole fleet"
         cells = (
             safe(run.folder.name),
             *(() if zone is UTC else (show_times(_format_minute(manifest.started_at), zone),)),
@@ -86,6 +90,7 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
         if found is None:
             raise RunFolderError(f"{path}: contains no run named {name!r}")
         run = found
+    run = run._replace(manifest=_with_current_devices(run))
     manifest = run.manifest
     yield f"run: {safe(run.folder)}"
     yield show_times(
@@ -102,7 +107,10 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
     if (more := len(manifest.failures) - MAX_CODES) > 0:
         yield f"failed: {format_count(more, 'more code')}"
     yield from _describe_parts(manifest)
-    if manifest.changes is not None:
+    for warning in completeness_warnings(run.folder, manifest, manifest.devices):
+        if warning.kind in {"limited", "accounts"}:
+            yield f"part: {safe(warning.detail)}"
+    if manifest.changes is not None and manifest.state != "running":
         counts = (f"{count:,} {change.replace('_', ' ')}" for change, count in manifest.changes.counts.items())
         yield f"changes: {', '.join(counts) or 'none'} (modules of devices, since {safe(manifest.changes.previous)})"
     yield from _describe_success(run)
@@ -111,6 +119,17 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
     sentence, commands = _next_steps(run)
     yield f"next: {sentence}"
     yield from (f"  {command}" for command in commands)
+
+
+def _with_current_devices(run: StoredRun) -> Manifest:
+    """Return the manifest of a run. The last one of a killed run is older than its files: its devices are counted."""
+    if run.ended or is_locked(run.folder):
+        return run.manifest
+    try:
+        with Run(run.folder) as opened:
+            return replace(run.manifest, devices=opened.devices)
+    except AuditorError:  # what is wrong with its files is not said here
+        return run.manifest
 
 
 def _describe_parts(manifest: Manifest) -> Iterator[str]:
@@ -133,7 +152,7 @@ def _describe_age(at: str) -> str:
     """Return how long ago a run started: a night in which none did is seen by it."""
     started = parse_manifest_time(at)
     seconds = -1.0 if started is None else (datetime.now(UTC) - started).total_seconds()
-    return f" ({format_rough_duration(seconds)} ago)" if seconds >= 0 else ""
+    return f" ({format_age(seconds)} ago)" if seconds >= 0 else ""
 
 
 def _describe_end(run: StoredRun) -> str:
@@ -154,12 +173,14 @@ def _describe_unfinished(run: StoredRun) -> str:
 
 def _describe_success(run: StoredRun) -> Iterator[str]:
     """Yield a line about the last success, if the run itself is none."""
-    if run.is_success or run.manifest.state == "running":
+    if run.is_success or (run.manifest.state == "running" and is_locked(run.folder)):
         return
     catalog = RunCatalog(run.folder.parent)
     last = next((each for each in catalog.earlier(run.manifest, run.folder) if each.is_success), None)
-    found = "none in this directory" if last is None else f"{safe(last.folder.name)}"
-    yield f"last success: {found}"
+    if last is None:
+        yield "last success: none in this directory"
+    else:
+        yield f"last success: {safe(last.folder.name)}{_describe_age(last.manifest.started_at)}"
 
 
 def _next_steps(run: StoredRun) -> tuple[str, tuple[str, ...]]:

@@ -31,7 +31,7 @@ from auditor.cluster.shard import ShardWorker
 from auditor.cluster.storage import open_run
 from auditor.concurrency import StopToken
 from auditor.config.loader import load_settings
-from auditor.errors import AuditorError, AuditStoppedError, SettingsError, UsageError
+from auditor.errors import AuditorError, AuditStoppedError, ExitReasonCode, SettingsError, UsageError
 from auditor.log import log
 from auditor.storage.files import private_folder
 from auditor.text.extras import describe_extra
@@ -56,11 +56,11 @@ _CONFIGURATION = {
 
 
 class ShardEndedError(Exception):
-    """A shard is not done. It has the exit code, and no text: a scheduler shows exceptions to all who reach it."""
+    """A shard is not done. It has codes, and no text: a scheduler shows exceptions to all who reach it."""
 
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
+    def __init__(self, code: int, reason: ExitReasonCode | None = None) -> None:
+        super().__init__(code, reason)
+        self.code, self.reason = code, reason
 
 
 class _RunningShards:
@@ -70,8 +70,8 @@ class _RunningShards:
         self._stops: dict[str, tuple[asyncio.AbstractEventLoop, StopToken]] = {}
         self._lock = threading.Lock()
 
-    async def run(self, key: str, run: str, shard: str, fingerprint: str) -> int:
-        """Query a shard with the settings of this worker; return its exit code."""
+    async def run(self, key: str, run: str, shard: str, fingerprint: str) -> tuple[int, ExitReasonCode | None]:
+        """Query a shard with the settings of this worker; return its exit code, and why its session ended early."""
         stop = StopToken()
         with self._lock:
             self._stops[key] = asyncio.get_running_loop(), stop
@@ -79,7 +79,7 @@ class _RunningShards:
             return await _query_shard(run, shard, fingerprint, stop)
         except AuditorError as error:
             log.error("shard_failed", shard=shard, reason=str(error))
-            return error.exit_code
+            return error.exit_code, None
         finally:
             with self._lock:
                 del self._stops[key]
@@ -150,11 +150,12 @@ def run_shard(run: str, shard: str, fingerprint: str) -> None:
     """
     key = str(distributed.get_worker().get_current_task())
     work = partial(_RUNNING.run, key, run, shard, fingerprint)
-    if code := anyio.run(work, backend_options={"use_uvloop": True}):
-        raise ShardEndedError(code)
+    code, reason = anyio.run(work, backend_options={"use_uvloop": True})
+    if code:
+        raise ShardEndedError(code, reason)
 
 
-async def _query_shard(run: str, shard: str, fingerprint: str, stop: StopToken) -> int:
+async def _query_shard(run: str, shard: str, fingerprint: str, stop: StopToken) -> tuple[int, ExitReasonCode | None]:
     if not (path := os.environ.get(SETTINGS_VARIABLE)):
         raise SettingsError(f"{SETTINGS_VARIABLE}: is not set; name the settings file in the worker's environment")
     settings = load_settings(Path(path))
@@ -165,7 +166,9 @@ async def _query_shard(run: str, shard: str, fingerprint: str, stop: StopToken) 
     found = [each for each in plan.shards if each.name == shard]
     if not found:
         raise UsageError(f"{run}: has no shard {shard!r}")
-    return await ShardWorker(storage, plan, found[0], settings, stop=stop).run()
+    worker = ShardWorker(storage, plan, found[0], settings, stop=stop)
+    code = await worker.run()
+    return code, worker.reason
 
 
 class DaskEngine(Engine):
@@ -208,7 +211,7 @@ class DaskEngine(Engine):
         self._require_scheduler()
         error = await future.exception() if future.status == "error" else None
         if isinstance(error, ShardEndedError):
-            return EndedShard(name, error.code)
+            return EndedShard(name, error.code, reason=error.reason)
         is_killed = error is None or isinstance(error, distributed.KilledWorker)
         return EndedShard(name, None, None if is_killed else type(error).__name__)
 

@@ -21,8 +21,8 @@ import anyio
 from auditor import __about__
 from auditor.cluster.cut import cut_fleet, read_fleet, read_plan
 from auditor.cluster.merge import find_done_names, seal_if_done
-from auditor.cluster.plan import ShardPlan, describe_differences
-from auditor.cluster.progress import ShardProgress, combine_progress, fetch_run, read_progress
+from auditor.cluster.plan import Shard, ShardPlan, describe_differences
+from auditor.cluster.progress import combine_progress, fetch_run, read_progress
 from auditor.cluster.shard import ShardWorker
 from auditor.cluster.stop import stop_shards
 from auditor.cluster.storage import find_object, find_run_address, join_address, open_run, record_newest
@@ -60,7 +60,7 @@ FINAL_ERRORS: Mapping[int | None, tuple[type[AuditorError], str]] = {
 """Exit codes of a shard that is never started again, with what the driver raises for it."""
 
 ACCOUNT_REASONS: frozenset[ExitReasonCode] = frozenset({"refused_account", "unreachable_account"})
-"""Why a shard ended, if that would end the run of one machine, too. Other reasons, such as a full disk, do not."""
+"""Why a session ended, if that is due to its account. Other reasons, such as a full disk, are those of a worker."""
 
 PROGRESS_SECONDS, MAX_PAUSE_SECONDS = 2.0, 10.0
 
@@ -104,11 +104,13 @@ class EndedShard:
         name: the shard.
         code: its exit code; None: it has none.
         error: class of the exception that ended it without an exit code; None: its processes were killed too often.
+        reason: why its session ended before the shard was done, as a code; None: it did not get so far.
     """
 
     name: str
     code: int | None
     error: str | None = None
+    reason: ExitReasonCode | None = None
 
     @property
     def clause(self) -> str:
@@ -238,10 +240,8 @@ class RunDriver:
             if self._failed and self._stop.reason is None:
                 await self._drop_done()
         self._raise_final()
-        errors = []
-        if self._failed:
-            progress = await run_in_thread(read_progress, self.storage, self._plan)
-            errors = [self._account_error(each) for each in progress if each.shard.name in self._failed]
+        errors = [self._account_error(shard) for shard in self._plan.shards if shard.name in self._failed]
+        if errors:
             await run_in_thread(stop_shards, self.storage, self._plan)
         await seal_if_done(self.storage, self._plan, errors)
 
@@ -309,19 +309,24 @@ class RunDriver:
     def _final_error(self, name: str) -> AuditorError:
         """Return the error of a run that the end of a shard ends without a seal."""
         ended = self._failed[name]
-        again = f"{ended.clause} in {self._starts[name]} starts; the log of its workers says why"
+        again = f"{ended.clause} at the last of {self._starts[name]} starts; the log of its workers says why"
         error, sentence = FINAL_ERRORS.get(
             ended.code, (AuditStoppedError, f"{again}; the same command continues the run")
         )
         return error(f"{self._address}: shard {self._labels[name]}: {sentence}")
 
-    def _account_error(self, progress: ShardProgress) -> AccountStoppedError:
-        """Return the error of an account that ended a shard; raise AuditStoppedError if it was not the account."""
-        name, reason = progress.shard.name, progress.reason
-        if reason not in ACCOUNT_REASONS:
-            raise self._final_error(name)
-        sentence = f"its shard was stopped {self._starts[name]} times ({reason}); the log of its workers says why"
-        return AccountStoppedError(progress.shard.account, sentence, reason_code=reason)
+    def _account_error(self, shard: Shard) -> AccountStoppedError:
+        """Return the error of an account that ended a shard; raise AuditStoppedError if it was not the account.
+
+        An account whose other lanes were done is reachable: the worker of this one has no way to it.
+        """
+        reason = self._failed[shard.name].reason
+        lanes = [each.name for each in self._plan.shards if each.account == shard.account]
+        is_reachable = any(name not in self._failed for name in lanes)
+        if reason not in ACCOUNT_REASONS or (reason == "unreachable_account" and is_reachable):
+            raise self._final_error(shard.name)
+        sentence = f"its shard was stopped {self._starts[shard.name]} times ({reason}); the log of its workers says why"
+        return AccountStoppedError(shard.account, sentence, reason_code=reason)
 
     async def _show_progress(self) -> None:
         """Report what the storage has of all shards; one that is away shows nothing."""

@@ -31,7 +31,7 @@ from auditor.concurrency import StopToken, TimeLimit, background_tasks, run_in_t
 from auditor.config.settings import Settings
 from auditor.engine.account_session import Credentials
 from auditor.engine.progress import AuditResult, ProgressCallback
-from auditor.errors import AuditorError, ObjectStoreError, SettingsError
+from auditor.errors import AuditorError, ExitReasonCode, ObjectStoreError, SettingsError
 from auditor.fleet.snapshot import write_empty_snapshot
 from auditor.fleet.table import count_devices_to_query, sha256_of
 from auditor.log import log
@@ -61,6 +61,7 @@ class ShardWorker:
     Attributes:
         was_done: whether the shard was done before this process queried a device: all were queried, or it was stopped.
         pending: devices of the shard that were not queried, once it is done.
+        reason: why the last session ended before the shard was done, as a code; None: it did not, or an error says why.
 
     Raises:
         SettingsError: the settings, or this version, differ from those of the run.
@@ -84,6 +85,7 @@ class ShardWorker:
         self._settings = worker_settings(settings, shard)
         self._stop, self._on_progress = stop, on_progress
         self.was_done, self.pending = False, 0
+        self.reason: ExitReasonCode | None = None
 
     async def run(self) -> int:
         """Do the work, and return an exit code.
@@ -145,6 +147,7 @@ class ShardWorker:
         await self._ship_rest(mirror)
         if mirror.paused and self._stop.reason is None:
             return 0
+        self.reason = None if result.manifest.exit_reason is None else result.manifest.exit_reason.code
         log.warning("shard_not_done", shard=self._shard.label, reason=result.manifest.error)
         return result.exit_code
 

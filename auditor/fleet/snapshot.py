@@ -167,9 +167,9 @@ def _valid_rows(file: FleetFile, database: duckdb.DuckDBPyConnection, bad_rows: 
     while batch := list(islice(rows, BATCH_ROWS)):
         texts, numbers = zip(*batch, strict=True)
         keys, names, ids, *discovered, attributes = zip(*texts, strict=True)
-        if _are_clean(keys, names, ids) and not any(map(any, discovered)):  # to check them together takes a quarter
+        if _are_clean(keys, names, ids) and not any(map(any, discovered)):  # it takes a quarter of the time
             for number, key, name, iot_id, encoded in zip(numbers, keys, names, ids, attributes, strict=True):
-                yield f"{number}\t{key or ''}\t{name or ''}\t{iot_id or ''}\t\t\t\t{encoded}\n"
+                yield f"{number}\t{key}\t{name}\t{iot_id}\t\t\t\t{encoded}\n"
             continue
         for row in batch:
             try:
@@ -178,7 +178,7 @@ def _valid_rows(file: FleetFile, database: duckdb.DuckDBPyConnection, bad_rows: 
                 bad_rows.add(row[1], error)
 
 
-def _are_clean(keys: Sequence[str | None], names: Sequence[str | None], ids: Sequence[str | None]) -> bool:
+def _are_clean(keys: Sequence[str], names: Sequence[str], ids: Sequence[str]) -> bool:
     """Return whether all rows name a device by the same columns, whose names need no cleaning. Most rows do.
 
     Many devices have one product key, so each key is checked by itself: keys are as short as a date may be.
@@ -189,7 +189,7 @@ def _are_clean(keys: Sequence[str | None], names: Sequence[str | None], ids: Seq
     if (has_names and not need_no_cleaning(names)) or (has_ids and not need_no_cleaning(ids)):
         return False
     try:
-        return not has_names or all(key is not None and clean_name(key) == key for key in set(keys))
+        return not has_names or all(clean_name(key) == key for key in set(keys))
     except BadRowError:
         return False
 

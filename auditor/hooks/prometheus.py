@@ -180,8 +180,6 @@ def _add_rollouts(samples: SampleCollector, folder: Path, options: MetricsSettin
         found = read_rollouts(folder, limit=MAX_ROLLOUTS if options.modules else options.max_parts)
     except RunFolderError:
         return
-    if found.run != folder.name:  # the run has no answers
-        return
     for state, count in found.by_state.items():
         samples.add("auditor_rollouts", count.rollouts, state=state)
         samples.add("auditor_rollouts_devices", count.devices, state=state)

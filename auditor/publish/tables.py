@@ -349,8 +349,7 @@ def _run_query(published: PublishedRun) -> str:
 def _define_rollouts(published: PublishedRun) -> str:
     """Define a table of the run's rollouts; return the SQL that reads it. A run of a part of the fleet has none."""
     found = read_rollouts(published.folder, limit=MAX_WRITTEN_ROLLOUTS)
-    rows = found.by_urgency if found.run == published.folder.name else []
-    define_rollouts(published.database, rows, "run_rollouts")
+    define_rollouts(published.database, found.by_urgency, "run_rollouts")
     return "SELECT *, rowid AS ordinal FROM run_rollouts"
 
 

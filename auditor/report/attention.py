@@ -14,10 +14,18 @@ from auditor.policy.model import Severity
 from auditor.query.describe import describe_warning, find_rules
 from auditor.query.warnings import is_tolerated, state_label
 from auditor.report.coverage import MIN_ACCOUNT_SHARE, MIN_UNANSWERED, MIN_UNANSWERED_SHARE
-from auditor.report.filters import display_text, format_day, format_days, format_number, format_percent, format_time
+from auditor.report.filters import (
+    MAX_SENTENCE_LENGTH,
+    display_text,
+    format_day,
+    format_days,
+    format_number,
+    format_percent,
+    format_time,
+)
 from auditor.report.model import AccountEffort, ProductCoverage, Report
 from auditor.runs.manifest import SUCCESSFUL_STATES
-from auditor.text.formatting import format_count, format_rough_duration, parse_manifest_time
+from auditor.text.formatting import format_age, format_count, format_rough_duration, parse_manifest_time
 from auditor.text.shell import format_command
 
 Tone = Literal["plain", "good", "warn", "bad"]
@@ -172,6 +180,7 @@ def list_attention(report: Report) -> list[AttentionItem]:
         *_stalled_items(report),
         *(_product_item(report, each) for each in products if _lacks_answers(each, names)),
         *(() if running else _unknown_items(report, names)),
+        *_newer_items(report),
         *_stale_items(report),
     ]
     return sorted(items, key=lambda each: (_RANKS[each.severity], -each.number))
@@ -362,13 +371,24 @@ def _unknown_items(report: Report, failing: set[str]) -> Iterator[AttentionItem]
     yield AttentionItem("warning", "?", title, evidence, count, "modules", cases=names[:MAX_NAMED], link="unknown")
 
 
+def _newer_items(report: Report) -> Iterator[AttentionItem]:
+    if (newer := report.newer) is None:
+        return
+    title = (
+        f"The run of {format_time(parse_manifest_time(newer.started_at))} is newer, and {newer.state.replace('_', ' ')}"
+    )
+    evidence = display_text(newer.describe_exit() or "It has no result", MAX_SENTENCE_LENGTH)
+    commands = (ShellCommand("say what to do", "auditor status", (report.directory,)),)
+    yield AttentionItem("error", "✕", title, evidence, 0, "", commands)
+
+
 def _stale_items(report: Report) -> Iterator[AttentionItem]:
     started = parse_manifest_time(report.manifest.started_at)
     times = [time for run in report.rollouts.runs if (time := parse_manifest_time(run.started_at)) is not None]
     intervals = [(later - earlier).total_seconds() for earlier, later in pairwise(times)]
     usual = max(timedelta(seconds=median(intervals)), _MIN_INTERVAL) if intervals else _DEFAULT_INTERVAL
     if started is not None and report.written_at - started > _OVERDUE * usual:
-        age = format_rough_duration((report.written_at - started).total_seconds())
+        age = format_age((report.written_at - started).total_seconds())
         often = format_rough_duration(usual.total_seconds())
         evidence = f"The run started {format_time(started)}; usually there is one every {often}"
         commands = (ShellCommand("audit again", "auditor run", (_settings(report),)),)

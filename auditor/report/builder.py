@@ -35,6 +35,7 @@ from auditor.report.versions import (
 )
 from auditor.runs.estimates import define_estimates
 from auditor.runs.folder import RunCatalog, find_run
+from auditor.runs.manifest import Manifest
 from auditor.runs.views import define_sealed_views, products_query
 from auditor.storage.database import LARGE_MEMORY, READING_MEMORY, READING_THREADS, error_reason, open_database
 from auditor.storage.files import private_folder
@@ -42,7 +43,7 @@ from auditor.storage.tables import translate_read_errors
 
 
 class _RunSections(NamedTuple):
-    """Sections read from the run's own database, and the folder of the previous run."""
+    """Sections read from the run's own database, the folder of the previous run, and a newer one that failed."""
 
     coverage: CoverageSection
     problems: ProblemSection
@@ -50,6 +51,7 @@ class _RunSections(NamedTuple):
     rollouts: RolloutSection
     previous: Path | None
     groups: GroupSection | None
+    newer: Manifest | None
 
 
 def build_report(
@@ -116,6 +118,7 @@ def build_report(
         written_at=written_at,
         groups=sections.groups,
         rules=None if policy is None else policy.source,
+        newer=sections.newer,
     )
 
 
@@ -149,15 +152,15 @@ def _read_sections(
         problems = read_problems(database, run.manifest)
         versions = read_versions(database, work)
         groups = read_groups(database, group_by) if group_by else None
-        earlier, previous = EarlierRuns((reported_run(run),)), None
+        earlier, previous, newer = EarlierRuns((reported_run(run),)), None, None
         with _collect_errors(unreadable):
             catalog = RunCatalog(directory)
             unreadable.extend(f"run skipped: {error}" for error in catalog.unreadable)
-            previous = _find_previous(catalog, run)
+            previous, newer = _find_previous(catalog, run), _find_newer(catalog, run.manifest)
             earlier = read_earlier_runs(database, run, directory, work)
         define_earlier_rows(database)
         rollouts = read_rollout_section(database, earlier, None if previous is None else previous.name, work)
-        return _RunSections(coverage, problems, versions, rollouts, previous, groups)
+        return _RunSections(coverage, problems, versions, rollouts, previous, groups, newer)
 
 
 def _find_previous(catalog: RunCatalog, run: RunSnapshot) -> Path | None:
@@ -168,6 +171,15 @@ def _find_previous(catalog: RunCatalog, run: RunSnapshot) -> Path | None:
     started_at = run.manifest.started_at
     earlier = catalog.earlier(run.manifest, run.folder)
     return next((each.folder for each in earlier if each.manifest.started_at < started_at), None)
+
+
+def _find_newer(catalog: RunCatalog, manifest: Manifest) -> Manifest | None:
+    """Return the newest ended run of the fleet, if it is newer than a run and no success; None: it is not."""
+    ended = (run for run in catalog.named(manifest.name) if run.ended and run.manifest.covers_fleet)
+    newest = next(filter(catalog.is_possible, ended), None)
+    if newest is None or newest.is_success or newest.manifest.started_at <= manifest.started_at:
+        return None
+    return newest.manifest
 
 
 @contextmanager

@@ -413,6 +413,7 @@ class Report(msgspec.Struct, frozen=True):
         unreadable: earlier runs that could not be read, a sentence each.
         written_at: when the report was written.
         groups: devices by attributes; None: none are configured.
+        newer: manifest of a newer run that ended without success; None: there is none.
     """
 
     folder: str
@@ -431,6 +432,7 @@ class Report(msgspec.Struct, frozen=True):
     written_at: datetime
     groups: GroupSection | None = None
     rules: str | None = None
+    newer: Manifest | None = None
 
     @property
     def caveats(self) -> tuple[str, ...]:

@@ -77,6 +77,14 @@ def format_rough_duration(seconds: float) -> str:
     return f"{max(1, ceil(seconds / SECONDS_PER_MINUTE)):,} min"
 
 
+def format_age(seconds: float) -> str:
+    """Format how long ago something was in whole units that have passed, at least ``1 min``."""
+    for unit, size in (("days", SECONDS_PER_DAY), ("h", SECONDS_PER_HOUR)):
+        if seconds >= 2 * size:
+            return f"{int(seconds // size):,} {unit}"
+    return f"{max(1, int(seconds // SECONDS_PER_MINUTE)):,} min"
+
+
 def format_count(number: int, noun: str) -> str:
     """Format a number and its noun, such as ``1 product`` or ``2,000 products``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

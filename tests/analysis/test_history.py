@@ -145,6 +145,20 @@ def test_a_module_that_a_failed_run_did_not_read_is_unknown_and_not_zero(tmp_pat
     assert [each.shares for each in found["demo"].versions] == [(0.0, 0.0, 0.0, 1.0), (1.0, 1.0, 1.0, 0.0)]
 
 
+def test_zero_is_that_of_a_run_that_reads_all_modules(tmp_path: Path) -> None:
+    device = named(0)
+    for day, modules in enumerate(
+        ([("ble", "1.0"), ("default", "1.0")], [("default", "1.0")], [("default", "1.0")]), 1
+    ):
+        dated(build(tmp_path / f"night-{day}", [device], [ok(device, *modules)]).folder, day)
+    edit_manifest(tmp_path / "night-3", lambda manifest: replace(manifest, modules=("default",)))
+    with read_history(tmp_path) as history:
+        first, second = history.adoption(versions=1).modules
+    assert (first.module_name, second.module_name) == ("default", "ble"), "what has left comes last"
+    assert (first.devices, second.devices) == ((1, 1, 1), (1, 0, None))
+    assert [each.shares for each in second.versions] == [(1.0, 0.0, None)]
+
+
 def test_the_newest_run_that_read_a_module_decides_its_order_and_main_versions(tmp_path: Path) -> None:
     fleet = [named(number) for number in range(4)]
     for day, reported in enumerate((("zb", "ble"), ("ble", "zb"), ()), 1):

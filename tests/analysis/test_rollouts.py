@@ -10,7 +10,9 @@ from typing import NamedTuple
 import pytest
 
 from auditor.analysis.rollouts import Rollout, read_rollouts
+from auditor.hooks.prometheus import render_metrics
 from auditor.runs.folder import FIRMWARE, TASKS
+from auditor.runs.manifest import read_manifest
 from auditor.runs.selection_info import ReleasesInfo
 from tests.analysis.simulated_nights import (
     BETA,
@@ -29,7 +31,7 @@ from tests.analysis.simulated_nights import (
     task_status,
     write_night,
 )
-from tests.runs.run_folders import edit_manifest
+from tests.runs.run_folders import build, edit_manifest, failed, named
 
 ORDER = (OLD, NEW, BETA)
 """The versions, the oldest first."""
@@ -274,3 +276,18 @@ def test_without_firmware_in_the_newest_run_that_of_an_earlier_one_counts(tmp_pa
     assert found["beta"].target == (BETA if complete else OLD)
     assert found["offered"].target == (OLD if complete else NEW)
     assert all(each.failed is None for each in found.values())
+
+
+def test_a_run_without_answers_has_no_rollouts_and_its_directory_those_of_the_run_before(tmp_path: Path) -> None:
+    fleet = Fleet(3)
+    for night in (0, 2, 4):
+        write_night(tmp_path, fleet, night)
+    before = read_rollouts(tmp_path)
+    assert before.rollouts
+    empty = build(tmp_path / "20261201T020000Z-nightly", [named(0)], [failed(named(0))]).folder
+    name = read_manifest(tmp_path / str(before.run)).name
+    edit_manifest(empty, lambda manifest: replace(manifest, name=name, started_at="2026-12-01T02:00:00.000Z"))
+    assert (read_rollouts(empty).rollouts, read_rollouts(empty).run) == ((), None)
+    assert "auditor_rollouts{" not in render_metrics(empty).decode()
+    again = read_rollouts(tmp_path)
+    assert (again.run, again.rollouts) == (before.run, before.rollouts)

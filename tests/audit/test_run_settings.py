@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +29,9 @@ from auditor.config.loader import load_settings, parse_settings
 from auditor.config.settings import FleetSource, Quotas, SecretSource, Settings
 from auditor.errors import RunFolderError
 from auditor.runs.folder import find_run, has_pending_hooks, mark_pending_hooks
-from auditor.runs.manifest import read_manifest
+from auditor.runs.manifest import DeviceCounts, DiscoveryInfo, read_manifest, write_manifest
 from auditor.simulator.server import Simulator
+from auditor.text.formatting import format_utc
 from tests.hooks.receiver import receiving
 from tests.integration.audits import plain_world, settings_at
 from tests.runs.run_folders import build, edit_manifest, named, ok
@@ -126,6 +128,30 @@ def test_next_run_continues_with_other_rates_and_keys_and_starts_anew_after_othe
         assert find_unfinished(folder.parent, before, scope) is None
     assert find_unfinished(folder.parent, changed(sample_size=5)) is None
     assert capfd.readouterr().out == "", "another part of the fleet is another run"
+
+
+def test_an_old_run_without_an_answer_has_nothing_to_continue(config: Path) -> None:
+    folder, settings = start(config), load_settings(config)
+
+    def edit(hours: float, *, answered: int = 0, listed: bool = False, ended: bool = True) -> None:
+        at = format_utc(time.time() - 3_600 * hours)
+        manifest = read_manifest(folder)
+        discovery = (DiscoveryInfo("eu"),) if listed else ()
+        counts = DeviceCounts(ok=answered, pending=2)
+        finished_at = at if ended else None
+        write_manifest(folder, replace(manifest, state="aborted" if ended else "running", started_at=at,
+                                       finished_at=finished_at, devices=counts, discovery=discovery))  # fmt: skip
+
+    cases: list[tuple[float, dict[str, Any], bool]] = [
+        (11, {}, True),
+        (13, {}, False),
+        (13, {"answered": 1}, True),
+        (13, {"listed": True}, True),
+        (13, {"ended": False}, True),
+    ]
+    for hours, options, is_continued in cases:
+        edit(hours, **options)
+        assert find_unfinished(folder.parent, settings) == (folder if is_continued else None), (hours, options)
 
 
 def test_settings_that_were_edited_in_the_folder_are_refused_with_what_they_do(config: Path) -> None:

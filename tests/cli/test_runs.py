@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import pytest
 from auditor.cli.app import main
 from auditor.errors import ExitReasonCode
 from auditor.runs.folder import CHANGES
-from auditor.runs.manifest import FailureInfo
+from auditor.runs.manifest import DeviceCounts, FailureInfo, read_manifest
 from auditor.runs.retention import prune_runs
 from auditor.runs.selection_info import ExitReason
 from tests.analysis.recorded_runs import DAYS, add_run, write_days
-from tests.runs.run_folders import build, edit_manifest, failed, named, running
+from tests.runs.run_folders import build, edit_manifest, failed, named, ok, running
 from tests.runs.test_document_schemas import validate
 
 NEWEST = "20261125T020000Z-nightly"
@@ -125,8 +126,38 @@ def test_status_of_a_killed_run_names_the_last_success(directory: Path, capsys: 
     assert lines[-1] == f"  auditor resume audits/{folder.name}"
     conclude(directory / NEWEST, 1, "too_many_failed")
     edit_manifest(directory / NEWEST, lambda manifest: replace(manifest, state="partial"))
-    assert "last success: 20261122T020000Z-nightly" in auditor(capsys, "status", f"audits/{NEWEST}")[0]
+    lines = auditor(capsys, "status", f"audits/{NEWEST}")[0]
+    assert any(re.fullmatch(r"last success: 20261122T020000Z-nightly \(\d+ days ago\)", line) for line in lines)
     assert "no run named 'x'" in auditor(capsys, "status", "--name", "x", code=2)[1]
+
+
+def test_a_killed_run_has_the_devices_of_its_files_and_is_called_killed(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = directory / "20261126T020000Z-nightly"
+    running(folder, [named(0), named(1)], [ok(named(0), ("ble", "1.0"))])
+    edit_manifest(
+        folder,
+        lambda manifest: replace(
+            manifest,
+            started_at="2026-11-26T02:00:00.000Z",
+            devices=DeviceCounts(pending=2),
+            changes=read_manifest(directory / NEWEST).changes,
+        ),
+    )
+    lines, _ = auditor(capsys, "status")
+    assert "result: killed before its end; 1 of 2 devices have an answer" in lines
+    assert any(line.startswith(f"last success: {NEWEST} (") for line in lines)
+    assert not any(line.startswith("changes: ") for line in lines), "they are those of the session before"
+    note = f"{folder.name} is newer, and was killed before its end"
+    for words in (("inventory", "audits"), ("diff", "--since", "last~1"), ("diff", "--last")):
+        assert note in auditor(capsys, *words)[1], words
+
+
+def test_a_part_of_the_fleet_is_named_where_runs_are_shown(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_manifest(directory / NEWEST, lambda manifest: replace(manifest, fleet=replace(manifest.fleet, limit=3)))
+    assert "complete, not the whole fleet" in auditor(capsys, "runs")[0][1]
+    assert "part: covers only the first 3 devices of its fleet (--limit)" in auditor(capsys, "status")[0]
 
 
 def test_changes_since_a_run_are_counted_by_version(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,8 +72,9 @@ class SimulatedEngine(Engine):
         assert plan_fingerprint(storage) == fingerprint
         plan = read_plan(storage)
         shard = next(each for each in plan.shards if each.name == name)
-        code = await ShardWorker(storage, plan, shard, self._settings, stop=StopToken()).run()
-        return EndedShard(name, code if outcome == "work" else SupersededError.exit_code)
+        worker = ShardWorker(storage, plan, shard, self._settings, stop=StopToken())
+        code = await worker.run()
+        return EndedShard(name, code if outcome == "work" else SupersededError.exit_code, reason=worker.reason)
 
     def open(self, _shards: int) -> AbstractAsyncContextManager[Engine]:
         @asynccontextmanager
@@ -175,6 +176,33 @@ async def test_a_refused_account_seals_the_run_as_one_machine_does(tmp_path: Pat
     assert run.manifest.exit_code == 0, "a run that is sealed is not continued"
 
 
+@pytest.mark.parametrize(("alone", "is_sealed"), [(True, True), (False, False)])
+async def test_an_account_is_unreachable_only_if_no_lane_reaches_it(
+    settings: Settings, *, alone: bool, is_sealed: bool
+) -> None:
+    def lose(name: str, _start: int) -> Outcome:
+        lost = alone or name.startswith("0001")
+        return EndedShard(name, 3, reason="unreachable_account") if lost else "work"
+
+    if not is_sealed:
+        with pytest.raises(AuditStoppedError, match="shard eu 2/3: it ended with exit code 3 at the last of 3 starts"):
+            await drive(settings, lose)
+        return
+    _, run, _ = await drive(settings, lose)
+    assert run.manifest.exit_reason is not None
+    assert run.manifest.exit_reason.code == "unreachable_account"
+
+
+async def test_the_last_start_of_a_shard_decides_and_no_earlier_refusal(settings: Settings) -> None:
+    def fail(name: str, start: int) -> Outcome:
+        return EndedShard(name, 3, reason="refused_account" if start < MAX_STARTS else None)
+
+    with pytest.raises(AuditStoppedError, match="the same command continues the run"):
+        await drive(settings, fail)
+    _, run, _ = await drive(settings)
+    assert run.manifest.exit_code == 0
+
+
 async def test_an_interrupted_driver_says_how_to_continue(settings: Settings) -> None:
     stop = StopToken()
 
@@ -256,7 +284,7 @@ async def test_shards_that_end_together_start_again_together(tmp_path: Path, pla
 
 async def test_the_class_of_an_exception_is_in_the_sentence(tmp_path: Path, settings: Settings) -> None:
     engine = SimulatedEngine(settings, lambda name, _: EndedShard(name, None, "ModuleNotFoundError"))
-    with pytest.raises(AuditStoppedError, match="shard eu 1/3: it raised ModuleNotFoundError in 3 starts"):
+    with pytest.raises(AuditStoppedError, match="shard eu 1/3: it raised ModuleNotFoundError at the last of 3 starts"):
         await run_on_engine(settings, engine.open, Path(settings.directory), stop=StopToken())
 
 

@@ -173,13 +173,24 @@ def test_unfinished_audit_is_continued(tmp_path: Path, state: State, severity: s
     assert state != "aborted" or item.evidence == "the disk is full"
 
 
+def test_a_newer_run_that_failed_is_first(tmp_path: Path) -> None:
+    reason = ExitReason("refused_account", "the key is denied")
+    newest = nights(tmp_path, state="aborted", exit_code=3, exit_reason=reason)
+    (item,) = list_attention(build_report(newest.parent / "night3", now=NOW))
+    assert (item.severity, item.title) == ("error", "The run of 24 Nov 2026, 02:00 UTC is newer, and aborted")
+    assert item.evidence == "exit 3 (refused_account): the key is denied"
+    assert item.commands[0].line == f"auditor status {newest.parent}"
+    edit_manifest(newest, lambda manifest: replace(manifest, fleet=replace(manifest.fleet, limit=1)))
+    assert titles(build_report(newest.parent / "night3", now=NOW)) == [], "a trial of a part of the fleet"
+
+
 def test_changed_files_and_old_data_need_attention(tmp_path: Path) -> None:
     folder = nights(tmp_path)
     (folder / MODULES).write_bytes((folder.parent / "night0" / MODULES).read_bytes())
     report = build_report(folder, now=datetime(2026, 11, 28, tzinfo=UTC))
     found = titles(report)
     assert found[0] == ("error", "Files of this run were changed: do not rely on these numbers")
-    assert ("warning", "The data is 4 days old") in found
+    assert ("warning", "The data is 3 days old") in found
     assert read_verdict(report).tone == "bad"
 
 

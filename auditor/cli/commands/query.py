@@ -34,6 +34,7 @@ from auditor.cli.output import (
     describe_starts,
     emit,
     note_unsuccessful,
+    print_notes,
     print_rows,
     print_warnings,
     read_from,
@@ -398,8 +399,9 @@ def history(
         newest = MAX_RUNS if limit is None else limit
     until = newest_of_fleet(directory, name) if rollouts else None
     with read_history(directory, name=name, criteria=criteria, group_by=groups, limit=newest, until=until) as found:
-        if until is not None and until.folder != (newest_run := RunCatalog(directory).named(found.name)[0]).folder:
-            print_note(describe_older_run(until, newest_run))
+        last = None if until is None else RunCatalog(directory).latest(found.name)
+        if until is not None and last is not None and until.folder != last.folder:
+            print_notes([describe_older_run(until, last)])
         print_warnings(found.warnings)
         zone = table_zone(read_manifest(found.runs[-1].folder), local_time=local_time)
         if rollouts:
