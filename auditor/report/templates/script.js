@@ -40,8 +40,8 @@
     const age = document.querySelector(".age");
     const minutes = (Date.now() - Date.parse(age.dataset.started)) / 60e3;
     if (!(minutes > 0)) return;
-    const [size, unit] = minutes > 2880 ? [1440, "days"] : minutes > 120 ? [60, "h"] : [1, "min"];
-    age.textContent = `· ${whole.format(Math.ceil(minutes / size))} ${unit} old`;
+    const [size, unit] = minutes >= 2880 ? [1440, "days"] : minutes >= 120 ? [60, "h"] : [1, "min"];
+    age.textContent = `· ${whole.format(Math.max(1, Math.floor(minutes / size)))} ${unit} old`;
   };
 
   const copyButton = (button, code) => {
