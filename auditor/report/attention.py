@@ -374,10 +374,9 @@ def _unknown_items(report: Report, failing: set[str]) -> Iterator[AttentionItem]
 def _newer_items(report: Report) -> Iterator[AttentionItem]:
     if (newer := report.newer) is None:
         return
-    title = (
-        f"The run of {format_time(parse_manifest_time(newer.started_at))} is newer, and {newer.state.replace('_', ' ')}"
-    )
-    evidence = display_text(newer.describe_exit() or "It has no result", MAX_SENTENCE_LENGTH)
+    title = f"A newer run is {newer.state.replace('_', ' ')}"
+    began = format_time(parse_manifest_time(newer.started_at))
+    evidence = display_text(f"{began}: {newer.describe_exit() or 'no result'}", MAX_SENTENCE_LENGTH)
     commands = (ShellCommand("say what to do", "auditor status", (report.directory,)),)
     yield AttentionItem("error", "✕", title, evidence, 0, "", commands)
 

@@ -177,8 +177,8 @@ def test_a_newer_run_that_failed_is_first(tmp_path: Path) -> None:
     reason = ExitReason("refused_account", "the key is denied")
     newest = nights(tmp_path, state="aborted", exit_code=3, exit_reason=reason)
     (item,) = list_attention(build_report(newest.parent / "night3", now=NOW))
-    assert (item.severity, item.title) == ("error", "The run of 24 Nov 2026, 02:00 UTC is newer, and aborted")
-    assert item.evidence == "exit 3 (refused_account): the key is denied"
+    assert (item.severity, item.title) == ("error", "A newer run is aborted")
+    assert item.evidence == "24 Nov 2026, 02:00 UTC: exit 3 (refused_account): the key is denied"
     assert item.commands[0].line == f"auditor status {newest.parent}"
     edit_manifest(newest, lambda manifest: replace(manifest, fleet=replace(manifest.fleet, limit=1)))
     assert titles(build_report(newest.parent / "night3", now=NOW)) == [], "a trial of a part of the fleet"
