@@ -19,9 +19,9 @@ from auditor.runs.folder import RunCatalog, StoredRun, find_stored_run
 from auditor.runs.locking import is_locked
 from auditor.runs.manifest import Manifest
 from auditor.text.formatting import (
-    format_age,
     format_count,
     format_duration,
+    format_elapsed,
     parse_manifest_time,
     safe,
 )
@@ -152,7 +152,7 @@ def _describe_age(at: str) -> str:
     """Return how long ago a run started: a night in which none did is seen by it."""
     started = parse_manifest_time(at)
     seconds = -1.0 if started is None else (datetime.now(UTC) - started).total_seconds()
-    return f" ({format_age(seconds)} ago)" if seconds >= 0 else ""
+    return f" ({format_elapsed(seconds)} ago)" if seconds >= 0 else ""
 
 
 def _describe_end(run: StoredRun) -> str:

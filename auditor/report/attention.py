@@ -25,7 +25,7 @@ from auditor.report.filters import (
 )
 from auditor.report.model import AccountEffort, ProductCoverage, Report
 from auditor.runs.manifest import SUCCESSFUL_STATES
-from auditor.text.formatting import format_age, format_count, format_rough_duration, parse_manifest_time
+from auditor.text.formatting import format_count, format_elapsed, format_rough_duration, parse_manifest_time
 from auditor.text.shell import format_command
 
 Tone = Literal["plain", "good", "warn", "bad"]
@@ -387,7 +387,7 @@ def _stale_items(report: Report) -> Iterator[AttentionItem]:
     intervals = [(later - earlier).total_seconds() for earlier, later in pairwise(times)]
     usual = max(timedelta(seconds=median(intervals)), _MIN_INTERVAL) if intervals else _DEFAULT_INTERVAL
     if started is not None and report.written_at - started > _OVERDUE * usual:
-        age = format_age((report.written_at - started).total_seconds())
+        age = format_elapsed((report.written_at - started).total_seconds())
         often = format_rough_duration(usual.total_seconds())
         evidence = f"The run started {format_time(started)}; usually there is one every {often}"
         commands = (ShellCommand("audit again", "auditor run", (_settings(report),)),)

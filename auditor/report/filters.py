@@ -2,8 +2,7 @@
 
 from datetime import UTC, datetime
 
-from auditor.text import formatting
-from auditor.text.formatting import format_share, parse_manifest_time, safe
+from auditor.text.formatting import format_elapsed, format_share, parse_manifest_time, safe
 
 MAX_NAME_LENGTH = 48
 """Characters of a name or a version on a page; devices may report any text of any length."""
@@ -56,7 +55,7 @@ def format_days(days: float) -> str:
 def format_age(since: datetime, now: datetime) -> str:
     """Format the age of something, such as ``3 h old``."""
     seconds = (now - since).total_seconds()
-    return "dated in the future" if seconds < 0 else f"{formatting.format_age(seconds)} old"
+    return "dated in the future" if seconds < 0 else f"{format_elapsed(seconds)} old"
 
 
 def format_signed(value: float, digits: int = 1) -> str:

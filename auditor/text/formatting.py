@@ -77,7 +77,7 @@ def format_rough_duration(seconds: float) -> str:
     return f"{max(1, ceil(seconds / SECONDS_PER_MINUTE)):,} min"
 
 
-def format_age(seconds: float) -> str:
+def format_elapsed(seconds: float) -> str:
     """Format how long ago something was in whole units that have passed, at least ``1 min``."""
     for unit, size in (("days", SECONDS_PER_DAY), ("h", SECONDS_PER_HOUR)):
         if seconds >= 2 * size:
