@@ -152,7 +152,7 @@ def _deleting_row(table: TableContract, run: str) -> dict[str, Any]:
 
 def _read_rows(folder: Path, table: PublishedTable) -> Iterator[list[dict[str, Any]]]:
     names = [column.name for column in TABLES[table].columns]
-    with open_published(folder, [table]) as run, translate_read_errors(folder):
+    with open_published(folder) as run, translate_read_errors(folder):
         rows = run.database.execute(run.query(table))
         while batch := rows.fetchmany(ROWS):
             yield [{name: _in_utc(value) for name, value in zip(names, row, strict=True)} for row in batch]

@@ -54,7 +54,7 @@ _LARGEST_FIRST: tuple[PublishedTable, ...] = ("modules", *(name for name in DATA
 
 _OPTIONS = (
     "FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, "
-    f"ROW_GROUP_SIZE {ROW_GROUP_ROWS}, DICTIONARY_SIZE_LIMIT 4000"
+    f"ROW_GROUP_SIZE {ROW_GROUP_ROWS}, DICTIONARY_SIZE_LIMIT 1000"
 )
 """Options of the files. Without the limit, dictionaries of unique names would be built and then not used."""
 
@@ -235,9 +235,9 @@ def _write_files(run: PublishedRun, store: ObjectStore, version: str, limit: Tim
 
 
 def _accounts(run: PublishedRun) -> list[str]:
-    """Return the accounts that have rows; those of the inventory have modules."""
-    tables = (f"SELECT account FROM ({run.query(table)})" for table in DATASET_TABLES if table != "inventory")
+    """Return the accounts that have rows; those of the inventory and of the rollouts have modules."""
     with translate_read_errors(run.folder):
+        tables = [f"SELECT account FROM ({run.query(table)})" for table in ("devices", "modules", "changes")]
         rows = run.database.execute(f"{' UNION '.join(tables)} ORDER BY 1").fetchall()
     return [account for (account,) in rows]
 
@@ -248,15 +248,15 @@ def _write_account(
     """Store the files of an account, some concurrently; return those that have rows.
 
     Each file has one thread: two threads for one file use hardly more than one processor, since rows have an order. A
-    file is stored while the next one is written, so a slow disk delays neither.
+    file is stored while the next one is written, so a slow disk delays neither. Rollouts are read meanwhile.
     """
 
-    def write(table: PublishedTable, cursor: Database) -> DatasetFile | None:
+    def write(table: PublishedTable, query: str, cursor: Database) -> DatasetFile | None:
         if limit.remaining() <= 0:
             raise DestinationError("there was not enough time; give more with timeout")
         path = work / f"{table}.parquet"
         try:
-            if not (rows := _write_parquet(cursor, run, table, account, path)):
+            if not (rows := _write_parquet(cursor, run, query, path)):
                 return None
             info, key = file_info(path), file_key(table, run, account, version)
             store.put_file(key, path)
@@ -269,7 +269,7 @@ def _write_account(
         written: list[Future[DatasetFile | None]] = []
         try:
             for table, cursor in zip(_LARGEST_FIRST, cursors, strict=True):
-                written.append(writers.submit(write, table, cursor))
+                written.append(writers.submit(write, table, _account_query(run, table, account), cursor))
             for each in as_completed(written):
                 each.result()
             return [file for each in written if (file := each.result()) is not None]
@@ -282,11 +282,16 @@ def _write_account(
             raise
 
 
-def _write_parquet(database: Database, run: PublishedRun, table: PublishedTable, account: str, path: Path) -> int:
-    """Write the rows of a table that are of an account; return their number."""
+def _account_query(run: PublishedRun, table: PublishedTable, account: str) -> str:
+    """Return the SQL of the rows of a table that are of an account."""
     columns = [column.name for column in TABLES[table].columns if column.name not in PARTITIONS]
-    selected = ", ".join(map(sql_identifier, columns))
-    query = f"SELECT {selected} FROM ({run.query(table)}) WHERE account = {sql_literal(account)}"
+    with translate_read_errors(run.folder, duckdb.IOException):
+        rows = run.query(table)
+    return f"SELECT {', '.join(map(sql_identifier, columns))} FROM ({rows}) WHERE account = {sql_literal(account)}"
+
+
+def _write_parquet(database: Database, run: PublishedRun, query: str, path: Path) -> int:
+    """Write the rows of a query; return their number."""
     with translate_read_errors(run.folder, duckdb.IOException):
         write_rows(database, query, path, _OPTIONS, by_name=True)
         return scalar(database, f"SELECT num_rows FROM parquet_file_metadata({sql_literal(path)})")
@@ -294,7 +299,8 @@ def _write_parquet(database: Database, run: PublishedRun, table: PublishedTable,
 
 def _run_row(run: PublishedRun) -> dict[str, Any]:
     """Return the row of ``runs`` with times as JSON has them: ISO 8601, in UTC."""
-    result = run.database.execute(run.query("runs"))
+    with translate_read_errors(run.folder):
+        result = run.database.execute(run.query("runs"))
     names = [column.name for column in TABLES["runs"].columns]
     (row,) = result.fetchall()
     return {name: _json_value(value) for name, value in zip(names, row, strict=True)}

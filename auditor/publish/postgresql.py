@@ -138,6 +138,8 @@ class PostgresqlDestination:
         """
         with open_published(folder) as run, self._connect(limit) as connection:
             self._prepare_schema(connection, limit)
+            with translate_read_errors(folder):
+                run.query("rollouts")  # is read here, so that no transaction waits for it
             with _transaction(connection, limit):
                 self._lock(connection, run.name)
                 is_published = self._check_published(connection, run)
@@ -402,8 +404,10 @@ def csv_blocks(run: PublishedRun, name: PublishedTable) -> Iterator[Iterator[byt
     """
     texts = [column.name for column in TABLES[name].columns if column.type in {"text", "attributes"}]
     options = f"FORMAT csv, HEADER false, NULLSTR '', FORCE_QUOTE ({', '.join(texts)}), USE_TMP_FILE false"
+    with translate_read_errors(run.folder):
+        query = _csv_query(run, name)
     reading, writing = os.pipe()
-    statement = f"COPY ({_csv_query(run, name)}) TO '/dev/fd/{writing}' ({options})"
+    statement = f"COPY ({query}) TO '/dev/fd/{writing}' ({options})"
     problems: list[BaseException] = []
     database = run.database.cursor()
 

@@ -1,17 +1,17 @@
 """The tables that are published of a sealed run: a contract with the programs that read them.
 
-Every destination has these tables with these columns. ``define_published_views`` yields their rows from a run folder
+Every destination has these tables with these columns. ``PublishedRun.query`` yields their rows from a run folder
 by the views of ``runs.views``, so their numbers are those of ``auditor inventory``. A change of a column is a new
 ``TABLES_VERSION``: ``schemas/tables.json`` has the columns of every version.
 """
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import orjson
 
@@ -225,14 +225,17 @@ class PublishedRun:
 
     Attributes:
         name: name of its folder, by which a destination has it once.
-        database: has a view for each table; see ``query``.
+        snapshot: its rows.
+        database: has the views that ``query`` defines.
     """
 
     name: str
     folder: Path
     manifest: Manifest
     night: str
+    snapshot: RunSnapshot
     database: Database
+    _defined: set[PublishedTable] = field(default_factory=set)
 
     @property
     def digest(self) -> str:
@@ -240,7 +243,14 @@ class PublishedRun:
         return run_digest(self.manifest)
 
     def query(self, table: PublishedTable) -> str:
-        """Return the SELECT of a table's rows, in the order of its ordinals, with the columns of the contract."""
+        """Return the SELECT of a table's rows, in the order of its ordinals, with the columns of the contract.
+
+        Rollouts are read here, from the run and the ones before it, which takes seconds. Call it in
+        ``translate_read_errors``, for a file may be damaged.
+        """
+        if table not in self._defined:
+            _define_view(self, table)
+            self._defined.add(table)
         return f"SELECT * FROM published_{table}"
 
 
@@ -256,14 +266,8 @@ def run_digest(manifest: Manifest) -> str:
 
 
 @contextmanager
-def open_published(
-    folder: Path, tables: Collection[PublishedTable] = get_args(PublishedTable)
-) -> Iterator[PublishedRun]:
-    """Open a sealed run with a view for each of the tables.
-
-    Rows are read from the run's files while they are queried, in constant memory: query in ``translate_read_errors``,
-    for a file may be damaged. Rollouts are read from the run and the ones before it, which takes seconds: name only the
-    tables that are needed.
+def open_published(folder: Path) -> Iterator[PublishedRun]:
+    """Open a sealed run, whose rows are read from its files while they are queried, in constant memory.
 
     Raises:
         RunFolderError: the folder is no sealed run, or cannot be read.
@@ -277,32 +281,34 @@ def open_published(
         raise RunFolderError(f"{folder}: cannot be published: its start {manifest.started_at!r} is no time")
     with temporary_database("publish", threads=1) as (database, work):
         run = open_snapshot(folder, work)
-        published = PublishedRun(run_name(folder), folder, manifest, started_at.date().isoformat(), database)
+        published = PublishedRun(run_name(folder), folder, manifest, started_at.date().isoformat(), run, database)
         with translate_read_errors(folder):
-            define_published_views(published, run, tables)
+            define_sealed_views(database, _files(run))
+            define_estimates(database, _files(run))
         yield published
 
 
-def define_published_views(published: PublishedRun, run: RunSnapshot, tables: Collection[PublishedTable]) -> None:
-    """Define the views ``published_runs``, ``published_devices`` and so on."""
-    database, files = published.database, run.files or run.folder
-    define_sealed_views(database, files)
-    define_estimates(database, files)
-    for name in tables:
-        match name:
-            case "runs":
-                source = _run_query(published)
-            case "devices":
-                source = "FROM devices"
-            case "modules":
-                source = f"SELECT *, file_row_number AS ordinal FROM {_numbered(database, run.modules)}"
-            case "inventory":
-                source = "SELECT *, row_number() OVER () - 1 AS ordinal FROM inventory"
-            case "rollouts":
-                source = _define_rollouts(published)
-            case "changes":
-                source = _changes_query(database, files, run.manifest)
-        database.execute(f"CREATE VIEW published_{name} AS {_select(published, TABLES[name], source)}")
+def _files(run: RunSnapshot) -> Path:
+    return run.files or run.folder
+
+
+def _define_view(published: PublishedRun, table: PublishedTable) -> None:
+    """Define the view ``published_runs``, ``published_devices`` and so on."""
+    run, database = published.snapshot, published.database
+    match table:
+        case "runs":
+            source = _run_query(published)
+        case "devices":
+            source = "FROM devices"
+        case "modules":
+            source = f"SELECT *, file_row_number AS ordinal FROM {_numbered(database, run.modules)}"
+        case "inventory":
+            source = "SELECT *, row_number() OVER () - 1 AS ordinal FROM inventory"
+        case "rollouts":
+            source = _define_rollouts(published)
+        case "changes":
+            source = _changes_query(database, _files(run), run.manifest)
+    database.execute(f"CREATE VIEW published_{table} AS {_select(published, TABLES[table], source)}")
 
 
 def _select(published: PublishedRun, table: TableContract, source: str) -> str:

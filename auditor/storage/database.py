@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -343,12 +344,26 @@ def parquet(*paths: Path, options: str = "") -> str:
     return f"read_parquet([{files}], hive_partitioning=false{options and ', '}{options})"
 
 
+_accepted: deque[tuple[int, ...]] = deque(maxlen=64)
+"""Files without too many repeated rows, as they were when this process examined them."""
+
+
 def describe_repeated_rows(database: Database, path: Path) -> str | None:
     """Return why a Parquet file is not read if it has far more rows or text than bytes; no audit writes such a file.
 
     A page of equal values has any number of rows in some bytes, and they share one text of any length. Reading them
     could take hours. A damaged file raises duckdb.Error, OSError or UnicodeDecodeError.
     """
+    status = path.stat()
+    identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    if identity not in _accepted:  # several queries of a command read the same files
+        if (reason := _describe_repeated_rows(database, path)) is not None:
+            return reason
+        _accepted.append(identity)
+    return None
+
+
+def _describe_repeated_rows(database: Database, path: Path) -> str | None:
     first_page = "least(nullif(dictionary_page_offset, 0), data_page_offset)"
     chunks = database.execute(
         "SELECT row_group_id, row_group_num_rows, greatest(row_group_num_rows, num_values), type = 'BYTE_ARRAY', "

@@ -50,7 +50,7 @@ def warehouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Warehouse:
 
 
 def published(folder: Path, table: PublishedTable) -> list[tuple[Any, ...]]:
-    with open_published(folder, [table]) as run:
+    with open_published(folder) as run:
         return run.database.execute(f"FROM ({run.query(table)}) ORDER BY ALL").fetchall()
 
 

@@ -42,7 +42,7 @@ def hostile_run(folder: Path) -> Path:
 
 
 def contract_rows(folder: Path, table: PublishedTable) -> list[tuple[Any, ...]]:
-    with open_published(folder, [table]) as run:
+    with open_published(folder) as run:
         return sorted(run.database.execute(run.query(table)).fetchall(), key=repr)
 
 
@@ -74,7 +74,7 @@ def _as_result(run: Path, table: PublishedTable, expected: list[tuple[Any, ...]]
 
     from auditor.storage.tables import ResultTable, translate_read_errors
 
-    with open_published(run, [table]) as opened:
+    with open_published(run) as opened:
         found = ResultTable(opened.database, opened.query(table), reading=partial(translate_read_errors, run))
         return sorted((tuple(row) for row in found), key=repr)
 
@@ -146,7 +146,7 @@ def call_before_writing(monkeypatch: pytest.MonkeyPatch, table: PublishedTable, 
     write = parquet_dataset._write_parquet
 
     def call_and_write(*arguments: Any) -> int:
-        if arguments[2] == table:
+        if arguments[3].name == f"{table}.parquet":
             call()
         return write(*arguments)
 
@@ -339,7 +339,7 @@ class TestDestination:
         destination = self.opened(tmp_path)
         assert destination.published_runs([NAME], TimeLimit()) == {}
         destination.publish(run, TimeLimit())
-        with open_published(run, ["runs"]) as opened:
+        with open_published(run) as opened:
             digest = opened.digest
         assert destination.published_runs([NAME, "other"], TimeLimit()) == {NAME: digest}
         file = next((tmp_path / "lake").rglob("modules/**/*.parquet"))

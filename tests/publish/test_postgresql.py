@@ -67,7 +67,7 @@ def stored(value: object) -> object:
 
 
 def expected_rows(folder: Path, table: str) -> list[tuple[object, ...]]:
-    with open_published(folder, [table]) as run:  # type: ignore[list-item]
+    with open_published(folder) as run:
         rows = run.database.execute(run.query(table)).fetchall()  # type: ignore[arg-type]
     return [tuple(map(stored, row)) for row in rows]
 

@@ -20,7 +20,7 @@ from tests.runs.run_folders import HOSTILE, build, edit_manifest, every_status, 
 
 
 def rows(folder: Path, table: PublishedTable) -> list[dict[str, Any]]:
-    with open_published(folder, [table]) as run:
+    with open_published(folder) as run:
         names = [column.name for column in TABLES[table].columns]
         found = run.database.execute(run.query(table)).fetchall()
     return [dict(zip(names, row, strict=True)) for row in found]
@@ -67,7 +67,7 @@ def test_the_run_has_its_counts(folder: Path) -> None:
 @pytest.mark.parametrize("table", TABLES)
 def test_columns_have_the_types_of_the_contract_and_required_ones_a_value(folder: Path, table: PublishedTable) -> None:
     columns = TABLES[table].columns
-    with open_published(folder, [table]) as run:
+    with open_published(folder) as run:
         described = run.database.execute(f"DESCRIBE {run.query(table)}").fetchall()
     assert [(name, kind) for name, kind, *_ in described] == [(each.name, SQL_TYPES[each.type]) for each in columns]
     found = rows(folder, table)

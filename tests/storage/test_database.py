@@ -278,3 +278,13 @@ def test_long_equal_versions_are_well_inside_the_bound(tmp_path: Path) -> None:
             database, f"SELECT sum(strlen(concat(account, product_key, device_name, version))) FROM {parquet(path)}"
         )
     assert text < path.stat().st_size * MAX_TEXT_PER_BYTE / 2
+
+
+def test_a_file_that_was_accepted_is_examined_again_when_another_one_has_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    with open_database(memory=READING_MEMORY) as database:
+        for rows, is_refused in (("range(2_000_000)", False), ("(SELECT 7 FROM range(20_000_000))", True)):
+            for _ in range(2):
+                database.execute(f"COPY (FROM {rows}) TO '{path}' (FORMAT parquet)")
+                assert (describe_repeated_rows(database, path) is not None) == is_refused
+                assert (describe_repeated_rows(database, path) is not None) == is_refused
