@@ -275,6 +275,9 @@ OWN_CODES = (
 )  # fmt: skip
 """Codes of this project, for requests without a usable response."""
 
+NO_CONNECTION_CODES = frozenset({"auditor.DNS", PROXY, "auditor.TLS", "auditor.Unreachable"})
+"""Those of them for requests that were not sent, since there was no connection."""
+
 DESCRIBED_CODES = (
     *OWN_CODES,
     "iot.device.NotExistedDevice", "iot.device.InvalidIotId", "iot.prod.NotExistedProduct", "iot.device.InactiveDevice",

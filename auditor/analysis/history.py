@@ -36,6 +36,7 @@ from auditor.query.snapshot import open_snapshot
 from auditor.query.warnings import completeness_warnings, is_tolerated, state_label
 from auditor.runs.attributes import ATTRIBUTES, ATTRIBUTES_TYPE, attribute_sql
 from auditor.runs.folder import DEVICES, INVENTORY_JSON, MODULES, RunCatalog, StoredRun, is_sealed
+from auditor.runs.locking import is_locked
 from auditor.runs.manifest import MANIFEST, SCHEMA_VERSION, SUCCESSFUL_STATES, DeviceCounts, Manifest
 from auditor.runs.views import INVENTORY, inventory_query
 from auditor.storage.database import (
@@ -77,7 +78,8 @@ class RunSummary:
     @property
     def label(self) -> str:
         """Its state, as sentences name it."""
-        return state_label(self.state, self.devices, self.unsampled, tolerated=self.tolerated)
+        killed = self.state == "running" and not is_locked(self.folder)
+        return "killed" if killed else state_label(self.state, self.devices, self.unsampled, tolerated=self.tolerated)
 
 
 @dataclass(frozen=True, slots=True)

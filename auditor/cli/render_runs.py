@@ -48,7 +48,9 @@ def print_runs(runs: Sequence[StoredRun], zone: tzinfo | None) -> None:
     for run in runs:
         manifest = run.manifest
         label = state_label(manifest.state, manifest.devices, manifest.unsampled, tolerated=is_tolerated(manifest))
-        if manifest.state != "running" and not run.sealed:
+        if manifest.state == "running" and not is_locked(run.folder):
+            label = "killed"
+        elif manifest.state != "running" and not run.sealed:
             label = "deleted" if manifest.changes is not None else f"{label}, not sealed"
         if manifest.fleet.cut:
             label = f"{label}, not the whole fleet"

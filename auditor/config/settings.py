@@ -404,7 +404,8 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
         concurrency: maximum number of requests in flight, divided among the accounts by their quotas.
         modules: ``["default"]``: read only this module, 100 devices a call; None: all modules.
         page_size: modules per request, 1 to 200.
-        max_attempts: maximum number of requests for one page; throttling responses do not count.
+        max_attempts: maximum number of requests for one page; throttling responses do not count, nor requests without a
+            connection before the first answer of an account.
         timeout, connect_timeout: seconds for a complete request, and for connecting.
         give_up_after: seconds without a usable answer until an account that never gave one is stopped.
         max_failed: devices that may fail or stay pending, as a number or a percentage such as ``"0.1%"``.

@@ -11,6 +11,7 @@ import anyio
 
 from auditor.concurrency import RunningClock
 from auditor.errors import (
+    NO_CONNECTION_CODES,
     ClockSkewError,
     InvalidRequestError,
     KeyExpiredError,
@@ -158,6 +159,7 @@ class RetryingCaller:
 
     A failure uses up an attempt of its request only while other requests succeed. If all requests fail for some time,
     the circuit opens: all requests wait, and one that succeeded before is sent as a probe until it succeeds again.
+    Until the first success, a request without a connection is repeated until the breaker stops the account.
     While only those for one product fail, each of them has one attempt. A failure while this process stood still says
     nothing about the platform: the request is sent again, and nothing is recorded.
 
@@ -268,7 +270,8 @@ class RetryingCaller:
             elif not self._breaker.is_open:
                 failures += 1
                 self.failing_products.record_failure(product)
-                if failures >= self._backoff.max_attempts or not await self._wait_to_retry(request, failures, product):
+                is_last = failures >= self._backoff.max_attempts and not self._is_unconnected(result)
+                if is_last or not await self._wait_to_retry(request, failures, product):
                     return CallResult(result, attempts)
 
     async def _wait_for_clock(self, result: object, account_errors: int) -> None:
@@ -276,6 +279,10 @@ class RetryingCaller:
         if isinstance(result, ClockSkewError) and account_errors > IMMEDIATE_CLOCK_RETRIES:
             with self._paused:
                 await anyio.sleep(min(self._backoff.delay(account_errors, self._jitter()), MAX_CLOCK_DELAY))
+
+    def _is_unconnected(self, error: PlatformError) -> bool:
+        """Return whether an account that has not succeeded yet cannot be connected to, whatever is requested."""
+        return error.code in NO_CONNECTION_CODES and not self._breaker.has_succeeded
 
     def _proves_nothing(self, result: object, standstills: int) -> bool:
         """Return whether a request failed while this process stood still, in which time no answer is read."""

@@ -125,7 +125,7 @@ def test_a_run_that_is_not_sealed_is_shown_without_versions(tmp_path: Path) -> N
         ]  # fmt: skip
         assert history.runs[1].devices == DeviceCounts(pending=1)
         assert history.warnings == (
-            RunWarning("partial_runs", "", "2 of 3 runs do not cover the whole fleet (aborted, running)"),
+            RunWarning("partial_runs", "", "2 of 3 runs do not cover the whole fleet (aborted, killed)"),
         )
         (module,) = history.adoption().modules
         assert (module.devices, module.versions[0].shares) == ((1, None, None), (1.0, None, None))

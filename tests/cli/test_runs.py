@@ -11,6 +11,7 @@ import pytest
 from auditor.cli.app import main
 from auditor.errors import ExitReasonCode
 from auditor.runs.folder import CHANGES
+from auditor.runs.locking import RunLock
 from auditor.runs.manifest import DeviceCounts, FailureInfo, read_manifest
 from auditor.runs.retention import prune_runs
 from auditor.runs.selection_info import ExitReason
@@ -149,6 +150,10 @@ def test_a_killed_run_has_the_devices_of_its_files_and_is_called_killed(
     assert "result: killed before its end; 1 of 2 devices have an answer" in lines
     assert any(line.startswith(f"last success: {NEWEST} (") for line in lines)
     assert not any(line.startswith("changes: ") for line in lines), "they are those of the session before"
+    assert auditor(capsys, "runs")[0][1].split()[1] == "killed"
+    assert any(line.split()[2:5] == ["?", "killed", "2"] for line in auditor(capsys, "history")[0])
+    with RunLock(folder):
+        assert auditor(capsys, "runs")[0][1].split()[1] == "running"
     note = f"{folder.name} is newer, and was killed before its end"
     for words in (("inventory", "audits"), ("diff", "--since", "last~1"), ("diff", "--last")):
         assert note in auditor(capsys, *words)[1], words

@@ -107,6 +107,30 @@ async def test_temporarily_unreachable_platform_fails_no_device(tmp_path: Path) 
     assert_matches(WORLD, results[0].folder)
 
 
+@pytest.mark.parametrize("fleet", ["listed", "filed"])
+async def test_a_platform_that_cannot_be_reached_at_first_fails_no_listing_and_no_device(
+    tmp_path: Path, fleet: str
+) -> None:
+    WORLD.write_fleet(tmp_path / "fleet.csv")
+    source = {"fleet": {"products": "all"}} if fleet == "listed" else {}
+    async with simulator() as first:
+        port, table = first.port, account_table(first.endpoint, tmp_path, calls_per_second=CALLS_PER_SECOND, **source)
+    settings = settings_for(tmp_path, table, max_attempts=2, concurrency=32)
+    results: list[auditor.AuditResult] = []
+    async with anyio.create_task_group() as group:
+
+        async def audit() -> None:
+            results.append(await auditor.run_audit(settings))
+
+        group.start_soon(audit)
+        await anyio.sleep(1.5)  # a request would have used up its attempts
+        assert not results
+        async with simulator(port):
+            await wait_for(lambda: bool(results))
+    assert (results[0].manifest.state, results[0].manifest.discovery[0].gaps if source else ()) == ("complete", ())
+    assert_matches([device for device in WORLD if device.exists or not source], results[0].folder)
+
+
 @pytest.mark.slow
 async def test_problem_is_reported_while_it_lasts(tmp_path: Path) -> None:
     problems: list[str | None] = []

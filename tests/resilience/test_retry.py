@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from auditor.errors import (
+    NO_CONNECTION_CODES,
     AccountDeniedError,
     AccountStoppedError,
     ClockSkewError,
@@ -110,6 +111,41 @@ async def test_the_last_failure_is_the_result_when_attempts_are_used_up(attempts
     assert sent.result is last
     assert sent.attempts == attempts
     assert counts(bench) == RequestStats(sent=attempts, retried=attempts - 1)
+
+
+@pytest.mark.parametrize("code", sorted(NO_CONNECTION_CODES))
+async def test_no_attempt_is_used_up_before_an_account_can_be_connected_to(code: str) -> None:
+    bench = Bench(attempts=2, has_succeeded=False)
+    unconnected = TransientError(code)
+    sent = await bench.caller.send(respond_with([*[unconnected] * 6, "page"]))
+    assert (sent.result, sent.attempts) == ("page", 7)
+    sent = await bench.caller.send(respond_with([unconnected, unconnected, "not reached"]))
+    assert (sent.result, sent.attempts) == (unconnected, 2)
+
+
+async def test_a_failure_after_a_connection_may_be_of_its_device_and_uses_up_an_attempt() -> None:
+    bench = Bench(attempts=2, has_succeeded=False)
+    sent = await bench.caller.send(respond_with([CUT, CUT, "not reached"]))
+    assert (sent.result, sent.attempts) == (CUT, 2)
+
+
+async def test_an_account_that_cannot_be_connected_to_is_given_up_after_its_seconds() -> None:
+    now = 0.0
+    bench = Bench(attempts=2, has_succeeded=False)
+    breaker = CircuitBreaker("eu", give_up_after=60, clock=lambda: now)
+    caller = RetryingCaller(bench.limiter, breaker, Backoff(max_attempts=2, initial_delay=0.0))
+
+    async def request() -> str:
+        nonlocal now
+        await anyio.lowlevel.checkpoint()
+        now += 7
+        raise TransientError("auditor.DNS", "the name example.com cannot be resolved")
+
+    with pytest.raises(
+        AccountStoppedError, match=r"no usable answer for 60 s, .*cannot be resolved; check its endpoint"
+    ):
+        await caller.send(request)
+    assert caller.stats.sent == 10
 
 
 async def test_throttling_uses_up_no_attempt_and_counts_as_a_request() -> None:
