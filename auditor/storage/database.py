@@ -354,13 +354,20 @@ def describe_repeated_rows(database: Database, path: Path) -> str | None:
     A page of equal values has any number of rows in some bytes, and they share one text of any length. Reading them
     could take hours. A damaged file raises duckdb.Error, OSError or UnicodeDecodeError.
     """
-    status = path.stat()
-    identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    identity = _identity(path)
     if identity not in _accepted:  # several queries of a command read the same files
         if (reason := _describe_repeated_rows(database, path)) is not None:
             return reason
         _accepted.append(identity)
     return None
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Return what another file, or other content, does not have; nothing of a file that does not exist."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return ()
 
 
 def _describe_repeated_rows(database: Database, path: Path) -> str | None:

@@ -310,7 +310,8 @@ async def test_failing_progress_callback_is_not_called_again_and_the_audit_conti
 
 async def test_small_fleet_on_an_unreachable_platform_ends_as_never_reached(tmp_path: Path) -> None:
     World(2).write_fleet(tmp_path / "fleet.csv")
-    settings = settings_for(tmp_path, account_table("http://127.0.0.1:1/", tmp_path), max_attempts=1)
+    table = account_table("http://127.0.0.1:1/", tmp_path)
+    settings = settings_for(tmp_path, table, max_attempts=1, give_up_after=1)
     result = await auditor.run_audit(settings, limit=1)
     assert result.exit_code == 3
     assert "127.0.0.1 cannot be reached" in str(result.manifest.error)
