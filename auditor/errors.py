@@ -276,7 +276,7 @@ OWN_CODES = (
 """Codes of this project, for requests without a usable response."""
 
 NO_CONNECTION_CODES = frozenset({"auditor.DNS", PROXY, "auditor.TLS", "auditor.Unreachable"})
-"""Those of them for requests that were not sent, since there was no connection."""
+"""Codes of failed connections: to a name without an address, through a proxy, by TLS, or to a port."""
 
 DESCRIBED_CODES = (
     *OWN_CODES,

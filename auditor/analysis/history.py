@@ -32,21 +32,15 @@ from auditor.errors import RunFolderError, UsageError
 from auditor.models import RunWarning, WarningKind
 from auditor.query.describe import warning_objects
 from auditor.query.filters import DeviceFilter, define_product_names, define_selected, require_module
+from auditor.query.run import with_counted_devices
 from auditor.query.snapshot import open_snapshot
 from auditor.query.warnings import completeness_warnings, is_tolerated, state_label
 from auditor.runs.attributes import ATTRIBUTES, ATTRIBUTES_TYPE, attribute_sql
 from auditor.runs.folder import DEVICES, INVENTORY_JSON, MODULES, RunCatalog, StoredRun, is_sealed
-from auditor.runs.locking import is_locked
+from auditor.runs.locking import was_killed
 from auditor.runs.manifest import MANIFEST, SCHEMA_VERSION, SUCCESSFUL_STATES, DeviceCounts, Manifest
 from auditor.runs.views import INVENTORY, inventory_query
-from auditor.storage.database import (
-    Database,
-    parquet,
-    sql_identifier,
-    sql_read_path,
-    temporary_database,
-    text_lines,
-)
+from auditor.storage.database import Database, parquet, sql_identifier, sql_read_path, temporary_database, text_lines
 from auditor.storage.tables import ResultTable, translate_read_errors
 
 
@@ -62,6 +56,7 @@ class RunSummary:
         tampered: whether files differ from those that were sealed.
         unsampled: devices outside the sample.
         tolerated: whether no more devices have no answer than ``max_failed`` allows.
+        killed: whether it is not in progress either, although its state is ``running``.
     """
 
     folder: Path
@@ -74,12 +69,13 @@ class RunSummary:
     tampered: bool
     unsampled: int = 0
     tolerated: bool = False
+    killed: bool = False
 
     @property
     def label(self) -> str:
         """Its state, as sentences name it."""
-        killed = self.state == "running" and not is_locked(self.folder)
-        return "killed" if killed else state_label(self.state, self.devices, self.unsampled, tolerated=self.tolerated)
+        state = "killed" if self.killed else self.state
+        return state_label(state, self.devices, self.unsampled, tolerated=self.tolerated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,6 +384,7 @@ def _read_runs(database: Database, stored: Sequence[StoredRun], work: Path) -> t
     """Fill the table ``counted`` with the runs' inventories, by the number of the run; return the runs."""
     columns = ", ".join(f"{name} {kind}" for name, kind in _ROW.items())
     database.execute(f"CREATE TABLE counted (run INTEGER, {columns})")
+    stored = [with_counted_devices(run) for run in stored]
     heads = [_read_head(folder, manifest) for manifest, folder in stored]
     intact = [at for at, head in enumerate(heads) if head is not None]
     rows = _insert_sealed(database, [(at, stored[at].folder / INVENTORY_JSON) for at in intact])
@@ -396,7 +393,7 @@ def _read_runs(database: Database, stored: Sequence[StoredRun], work: Path) -> t
         run = RunSummary(
             folder, manifest.name, manifest.state, manifest.started_at, manifest.devices,
             sealed=False, warnings=(), tampered=False, unsampled=manifest.unsampled,
-            tolerated=is_tolerated(manifest),
+            tolerated=is_tolerated(manifest), killed=was_killed(folder, manifest),
         )  # fmt: skip
         if not is_sealed(folder, manifest):
             runs.append(_unsealed(run, manifest))
@@ -415,7 +412,7 @@ def _unsealed(run: RunSummary, manifest: Manifest) -> RunSummary:
     if missing and run.state != "running":
         detail = f"sealed, but {', '.join(missing)[:200]} is missing: its versions are unknown"
         return replace(run, warnings=(RunWarning("tampered", str(run.folder), detail),), tampered=True)
-    unsealed = f"{run.state} and not sealed: it has no versions yet"
+    unsealed = f"{run.label} and not sealed: it has no versions yet"
     return replace(run, warnings=(RunWarning("unsealed", str(run.folder), unsealed),))
 
 

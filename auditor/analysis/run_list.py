@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from auditor.errors import RunFolderError
+from auditor.query.run import with_counted_devices
 from auditor.query.run_views import define_runs
 from auditor.runs.folder import RunCatalog, StoredRun, refuse_cut_run
 from auditor.runs.manifest import MANIFEST, SCHEMA_VERSION
@@ -52,7 +53,7 @@ def read_runs(directory: str | Path, *, name: str | None = None, limit: int | No
         names = ", ".join(repr(each) for each in sorted({run.manifest.name for run in catalog.runs})[:10])
         missing = f"contains no run named {name!r}; there are runs named {names}" if names else "contains no run"
         raise catalog.unreadable[0] if catalog.unreadable and not names else RunFolderError(f"{directory}: {missing}")
-    shown = tuple(found[:limit])
+    shown = tuple(map(with_counted_devices, found[:limit]))
     with temporary_database("runs") as (database, work):
         define_runs(database, shown, work)
         reading, head = partial(translate_read_errors, directory), {"schema_version": SCHEMA_VERSION}

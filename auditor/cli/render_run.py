@@ -185,7 +185,9 @@ def _name_counts(counts: DriftCounts, names: Iterable[str]) -> Iterator[str]:
     yield from (f"{count:,} {name.replace('_', ' ')}" for name in names if (count := getattr(counts, name)))
 
 
-def describe_coverage(manifest: Manifest, counts: DeviceCounts, unsampled: int | None = None) -> str:
+def describe_coverage(
+    manifest: Manifest, counts: DeviceCounts, unsampled: int | None = None, *, label: str | None = None
+) -> str:
     """Return a line with a run's label and its devices by state; ``unsampled`` defaults to the manifest's."""
     unsampled = manifest.unsampled if unsampled is None else unsampled
     states = [
@@ -196,7 +198,7 @@ def describe_coverage(manifest: Manifest, counts: DeviceCounts, unsampled: int |
         f"{counts.pending - unsampled:,} pending",
         *([f"{unsampled:,} not sampled"] if unsampled else []),
     ]
-    label = state_label(manifest.state, counts, unsampled, tolerated=is_tolerated(manifest))
+    label = label or state_label(manifest.state, counts, unsampled, tolerated=is_tolerated(manifest))
     return f"{label}: {sum(astuple(counts)):,} devices: {', '.join(states)}"
 
 

@@ -1,7 +1,6 @@
 """Render the runs of a directory for people: their list, and the state of the last one. Names are escaped."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 
@@ -11,12 +10,12 @@ from auditor.analysis.net_changes import NetChanges
 from auditor.cli.output import MIN_SENTENCE_WIDTH, Column, print_columns, table_zone
 from auditor.cli.render_history import describe_rollouts
 from auditor.cli.render_run import describe_coverage, describe_discovery, describe_releases
-from auditor.errors import AuditorError, RunFolderError, find_code, refer_to_code
+from auditor.errors import RunFolderError, find_code, refer_to_code
 from auditor.query.describe import describe_next_steps, describe_recheck, describe_selection
-from auditor.query.run import Run
+from auditor.query.run import with_counted_devices
 from auditor.query.warnings import completeness_warnings, is_tolerated, state_label
 from auditor.runs.folder import RunCatalog, StoredRun, find_stored_run
-from auditor.runs.locking import is_locked
+from auditor.runs.locking import is_locked, was_killed
 from auditor.runs.manifest import Manifest
 from auditor.text.formatting import (
     format_count,
@@ -48,7 +47,7 @@ def print_runs(runs: Sequence[StoredRun], zone: tzinfo | None) -> None:
     for run in runs:
         manifest = run.manifest
         label = state_label(manifest.state, manifest.devices, manifest.unsampled, tolerated=is_tolerated(manifest))
-        if manifest.state == "running" and not is_locked(run.folder):
+        if was_killed(run.folder, manifest):
             label = "killed"
         elif manifest.state != "running" and not run.sealed:
             label = "deleted" if manifest.changes is not None else f"{label}, not sealed"
@@ -92,7 +91,7 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
         if found is None:
             raise RunFolderError(f"{path}: contains no run named {name!r}")
         run = found
-    run = run._replace(manifest=_with_current_devices(run))
+    run = with_counted_devices(run)
     manifest = run.manifest
     yield f"run: {safe(run.folder)}"
     yield show_times(
@@ -100,7 +99,8 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
         table_zone(manifest, local_time=local_time),
     )
     yield f"result: {safe(manifest.describe_exit() or _describe_unfinished(run))}"
-    yield f"devices: {describe_coverage(manifest, manifest.devices)}"
+    label = "killed" if was_killed(run.folder, manifest) else None
+    yield f"devices: {describe_coverage(manifest, manifest.devices, label=label)}"
     reason = manifest.exit_reason
     referred = None if reason is None else find_code(reason.message, reason.code)
     for failure in manifest.failures[:MAX_CODES]:
@@ -121,17 +121,6 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
     sentence, commands = _next_steps(run)
     yield f"next: {sentence}"
     yield from (f"  {command}" for command in commands)
-
-
-def _with_current_devices(run: StoredRun) -> Manifest:
-    """Return the manifest of a run. The last one of a killed run is older than its files: its devices are counted."""
-    if run.ended or is_locked(run.folder):
-        return run.manifest
-    try:
-        with Run(run.folder) as opened:
-            return replace(run.manifest, devices=opened.devices)
-    except AuditorError:  # what is wrong with its files is not said here
-        return run.manifest
 
 
 def _describe_parts(manifest: Manifest) -> Iterator[str]:

@@ -269,7 +269,9 @@ def _write_account(
         written: list[Future[DatasetFile | None]] = []
         try:
             for table, cursor in zip(_LARGEST_FIRST, cursors, strict=True):
-                written.append(writers.submit(write, table, _account_query(run, table, account), cursor))
+                query = _account_query(run, table, account)
+                _raise_errors(written)
+                written.append(writers.submit(write, table, query, cursor))
             for each in as_completed(written):
                 each.result()
             return [file for each in written if (file := each.result()) is not None]
@@ -280,6 +282,12 @@ def _write_account(
                 for cursor in cursors:
                     cursor.interrupt()
             raise
+
+
+def _raise_errors(written: list[Future[DatasetFile | None]]) -> None:
+    """Raise the error of a writer that has failed."""
+    for each in filter(Future.done, written):
+        each.result()
 
 
 def _account_query(run: PublishedRun, table: PublishedTable, account: str) -> str:

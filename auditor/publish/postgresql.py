@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -136,10 +136,12 @@ class PostgresqlDestination:
             RunFolderError: the run is not sealed, or cannot be read.
             SettingsError: the password cannot be read.
         """
-        with open_published(folder) as run, self._connect(limit) as connection:
-            self._prepare_schema(connection, limit)
+        with ExitStack() as stack:
+            run = stack.enter_context(open_published(folder))
             with translate_read_errors(folder):
-                run.query("rollouts")  # is read here, so that no transaction waits for it
+                run.query("rollouts")  # is read here, so that no connection waits for it
+            connection = stack.enter_context(self._connect(limit))
+            self._prepare_schema(connection, limit)
             with _transaction(connection, limit):
                 self._lock(connection, run.name)
                 is_published = self._check_published(connection, run)

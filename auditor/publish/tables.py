@@ -245,8 +245,8 @@ class PublishedRun:
     def query(self, table: PublishedTable) -> str:
         """Return the SELECT of a table's rows, in the order of its ordinals, with the columns of the contract.
 
-        Rollouts are read here, from the run and the ones before it, which takes seconds. Call it in
-        ``translate_read_errors``, for a file may be damaged.
+        The first call for a table defines its view in ``database``. That of rollouts reads them, from the run and the
+        ones before it, which takes seconds. Call it in ``translate_read_errors``, for a file may be damaged.
         """
         if table not in self._defined:
             _define_view(self, table)

@@ -166,10 +166,8 @@ def describe_unqueried(selection: SelectionInfo) -> Iterator[str]:
 def _describe_account(account: AccountSelection, *, precise: bool = False) -> str:
     if set(account.selected) == {"sample"}:
         return f"random sample of {'up to ' if precise else ''}{format_count(account.selected['sample'], 'device')}"
-    has_reasons = account.carried or set(account.selected) != {"oldest"}  # otherwise all devices are queried
-    reasons = ", ".join(
-        f"{devices:,} {reason.replace('_', ' ')}" for reason, devices in account.selected.items() if has_reasons
-    )
+    selected = account.selected if account.carried else {}  # if all devices are queried, no reason matters
+    reasons = ", ".join(f"{devices:,} {reason.replace('_', ' ')}" for reason, devices in selected.items())
     parts = [f"{format_count(sum(account.selected.values()), 'device')} to query{f' ({reasons})' if reasons else ''}"]
     if account.carried:
         parts.append(f"{account.carried:,} carried")

@@ -2,22 +2,23 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self, get_args
 
 from auditor.config.settings import parse_percentage
 from auditor.config.validation import stored_rollouts
-from auditor.errors import RunFolderError, UsageError
+from auditor.errors import AuditorError, RunFolderError, UsageError
 from auditor.models import RunWarning
 from auditor.query.describe import warning_objects
 from auditor.query.freshness import AnswerAges, read_ages
 from auditor.query.run_views import define_device_releases
 from auditor.query.warnings import completeness_warnings, integrity_warnings
 from auditor.runs.estimates import SampleSummary, define_estimates, may_be_sampled, summarize_sample
-from auditor.runs.folder import MODULES, READ_BY_QUERIES, find_run, is_sealed, results_name
+from auditor.runs.folder import MODULES, READ_BY_QUERIES, StoredRun, find_run, is_sealed, results_name
 from auditor.runs.inventory import count_devices, count_sources, coverage_head, inventory_head
+from auditor.runs.locking import was_killed
 from auditor.runs.manifest import DeviceCounts, Manifest, read_manifest
 from auditor.runs.recovery import refuse_lost_results
 from auditor.runs.views import define_live_views, define_products, define_releases, define_sealed_views
@@ -216,3 +217,11 @@ class Run:
                 coverage = coverage_head(self.devices, count_sources(self._database.cursor()), manifest.modules)
                 return coverage | about | {"warnings": warning_objects(self.warnings)}
         return {}
+
+
+def with_counted_devices(run: StoredRun) -> StoredRun:
+    """Return a run whose manifest has its current devices: that of a killed run is older than its files."""
+    if was_killed(run.folder, run.manifest):
+        with suppress(AuditorError), Run(run.folder) as opened:  # what is wrong with its files is not said here
+            return run._replace(manifest=replace(run.manifest, devices=opened.devices))
+    return run

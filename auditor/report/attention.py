@@ -374,9 +374,12 @@ def _unknown_items(report: Report, failing: set[str]) -> Iterator[AttentionItem]
 def _newer_items(report: Report) -> Iterator[AttentionItem]:
     if (newer := report.newer) is None:
         return
-    title = f"A newer run is {newer.state.replace('_', ' ')}"
+    killed = newer.state == "running"  # one in progress is not here
+    title = "A newer run was killed" if killed else f"A newer run is {newer.state.replace('_', ' ')}"
     began = format_time(parse_manifest_time(newer.started_at))
-    evidence = display_text(f"{began}: {newer.describe_exit() or 'no result'}", MAX_SENTENCE_LENGTH)
+    evidence = display_text(
+        f"{began}: {newer.describe_exit() or ('no end' if killed else 'no result')}", MAX_SENTENCE_LENGTH
+    )
     commands = (ShellCommand("say what to do", "auditor status", (report.directory,)),)
     yield AttentionItem("error", "✕", title, evidence, 0, "", commands)
 

@@ -35,6 +35,7 @@ from auditor.report.versions import (
 )
 from auditor.runs.estimates import define_estimates
 from auditor.runs.folder import RunCatalog, find_run
+from auditor.runs.locking import was_killed
 from auditor.runs.manifest import Manifest
 from auditor.runs.views import define_sealed_views, products_query
 from auditor.storage.database import LARGE_MEMORY, READING_MEMORY, READING_THREADS, error_reason, open_database
@@ -174,8 +175,9 @@ def _find_previous(catalog: RunCatalog, run: RunSnapshot) -> Path | None:
 
 
 def _find_newer(catalog: RunCatalog, manifest: Manifest) -> Manifest | None:
-    """Return the newest ended run of the fleet, if it is newer than a run and no success; None: it is not."""
-    ended = (run for run in catalog.named(manifest.name) if run.ended and run.manifest.covers_fleet)
+    """Return the newest run of the fleet that ended or was killed, if it is newer than a run and no success."""
+    of_fleet = (run for run in catalog.named(manifest.name) if run.manifest.covers_fleet)
+    ended = (run for run in of_fleet if run.ended or was_killed(run.folder, run.manifest))
     newest = next(filter(catalog.is_possible, ended), None)
     if newest is None or newest.is_success or newest.manifest.started_at <= manifest.started_at:
         return None

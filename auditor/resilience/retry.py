@@ -159,7 +159,7 @@ class RetryingCaller:
 
     A failure uses up an attempt of its request only while other requests succeed. If all requests fail for some time,
     the circuit opens: all requests wait, and one that succeeded before is sent as a probe until it succeeds again.
-    Until the first success, a request without a connection is repeated until the breaker stops the account.
+    Before the first success, requests without a connection use up none either: the breaker stops the account.
     While only those for one product fail, each of them has one attempt. A failure while this process stood still says
     nothing about the platform: the request is sent again, and nothing is recorded.
 
@@ -243,7 +243,7 @@ class RetryingCaller:
         return await self._send(request, product)
 
     async def _send(self, request: Callable[[], Awaitable[T]], product: str | None) -> CallResult[T]:
-        attempts = failures = account_errors = 0
+        attempts = failures = used_attempts = account_errors = 0
         answered_before = self.stats.answered
         while True:
             if self._breaker.is_open:
@@ -269,8 +269,8 @@ class RetryingCaller:
                 return CallResult(result, attempts)
             elif not self._breaker.is_open:
                 failures += 1
-                self.failing_products.record_failure(product)
-                is_last = failures >= self._backoff.max_attempts and not self._is_unconnected(result)
+                used_attempts += self._uses_attempt(result, product)
+                is_last = used_attempts >= self._backoff.max_attempts
                 if is_last or not await self._wait_to_retry(request, failures, product):
                     return CallResult(result, attempts)
 
@@ -280,9 +280,15 @@ class RetryingCaller:
             with self._paused:
                 await anyio.sleep(min(self._backoff.delay(account_errors, self._jitter()), MAX_CLOCK_DELAY))
 
-    def _is_unconnected(self, error: PlatformError) -> bool:
-        """Return whether an account that has not succeeded yet cannot be connected to, whatever is requested."""
-        return error.code in NO_CONNECTION_CODES and not self._breaker.has_succeeded
+    def _uses_attempt(self, error: TransientError, product: str | None) -> bool:
+        """Record a failure of a product; return whether it uses up an attempt.
+
+        Before the first success of the account, a failed connection says nothing about a request or its product.
+        """
+        if error.code in NO_CONNECTION_CODES and not self._breaker.has_succeeded:
+            return False
+        self.failing_products.record_failure(product)
+        return True
 
     def _proves_nothing(self, result: object, standstills: int) -> bool:
         """Return whether a request failed while this process stood still, in which time no answer is read."""

@@ -15,7 +15,7 @@ from auditor.runs.manifest import MANIFEST, SUCCESSFUL_STATES, Manifest, read_ma
 from auditor.storage.files import create_file, translate_os_errors
 from auditor.storage.foreign_access import trusted_owners
 from auditor.text.durations import parse_duration
-from auditor.text.formatting import format_utc, parse_manifest_time
+from auditor.text.formatting import format_count, format_utc, parse_manifest_time
 from auditor.text.shell import format_command
 
 FLEET = "fleet.parquet"
@@ -280,7 +280,8 @@ class RunCatalog:
             back = int(last[1] or 0)
             if back < len(runs):
                 return runs[back]
-            raise RunFolderError(f"{self.directory}: has no {reference}: it contains {len(runs)} runs of its name")
+            found = format_count(len(runs), "run")
+            raise RunFolderError(f"{self.directory}: has no {reference}: it contains {found} of its name")
         until = _reference_time(reference, time.time())
         for run in runs:
             if run.manifest.started_at < until:

@@ -191,26 +191,46 @@ def describe_lock_holder(path: Path) -> str:
         found = path.lstat()
         if found.st_uid != os.geteuid():
             return f" ({path} belongs to uid {found.st_uid}; remove it if no audit runs)"
-        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
-        fields = next(line.split() for line in locks if " FLOCK " in line and f":{found.st_ino} " in line)
+        fields = _find_holder(path)
         name = Path(f"/proc/{int(fields[4])}/comm").read_text(encoding="utf-8", errors="replace").strip()
-    except (OSError, StopIteration, ValueError, IndexError):
+    except (OSError, ValueError, IndexError):
         return ""
     return f" (process {fields[4]}, {safe(name)})"
+
+
+def _find_holder(path: Path) -> list[str]:
+    """Return the fields of the line that the system has about the lock of a file; nothing without a lock."""
+    try:
+        found = path.lstat()
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return []
+    return next((line.split() for line in lines if " FLOCK " in line and f":{found.st_ino} " in line), [])
 
 
 def is_locked(folder: Path) -> bool:
     """Return whether a process is writing this folder now."""
     try:
         descriptor = os.open(folder / LOCK, os.O_RDWR | _NO_LINK)
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError:  # of another user, or on a file system that is only read
+        return bool(_find_holder(folder / LOCK))
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return True
     finally:
         os.close(descriptor)
+    return False
+
+
+def was_killed(folder: Path, manifest: Manifest) -> bool:
+    """Return whether a run was killed: its manifest says running, also now, and no process writes its folder."""
+    if manifest.state != "running" or is_locked(folder):
+        return False
+    with contextlib.suppress(AuditorError):
+        return read_manifest(folder).state == "running"
     return False
 
 

@@ -1,7 +1,4 @@
-"""DuckDB: bounded memory, spilling beside the data, reading local files and nothing else.
-
-Also the building blocks of every query: literals, readers of Parquet and text, scratch databases.
-"""
+"""DuckDB with bounded memory, which spills beside the data and reads local files alone; the parts of every query."""
 
 import os
 import re
@@ -354,20 +351,21 @@ def describe_repeated_rows(database: Database, path: Path) -> str | None:
     A page of equal values has any number of rows in some bytes, and they share one text of any length. Reading them
     could take hours. A damaged file raises duckdb.Error, OSError or UnicodeDecodeError.
     """
-    identity = _identity(path)
-    if identity not in _accepted:  # several queries of a command read the same files
-        if (reason := _describe_repeated_rows(database, path)) is not None:
-            return reason
-        _accepted.append(identity)
-    return None
+    version = _version_of(path)
+    if version is not None and version in _accepted:  # several queries of a command read the same files
+        return None
+    reason = _describe_repeated_rows(database, path)
+    if reason is None and version is not None:
+        _accepted.append(version)
+    return reason
 
 
-def _identity(path: Path) -> tuple[int, ...]:
-    """Return what another file, or other content, does not have; nothing of a file that does not exist."""
+def _version_of(path: Path) -> tuple[int, ...] | None:
+    """Return numbers that change whenever a file is replaced or written; None without such a file."""
     with suppress(OSError):
         status = path.stat()
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-    return ()
+    return None
 
 
 def _describe_repeated_rows(database: Database, path: Path) -> str | None:

@@ -123,7 +123,7 @@ def test_a_run_that_is_not_sealed_is_shown_without_versions(tmp_path: Path) -> N
         assert [(run.state, run.sealed) for run in history.runs] == [
             ("complete", True), ("running", False), ("aborted", False),
         ]  # fmt: skip
-        assert history.runs[1].devices == DeviceCounts(pending=1)
+        assert history.runs[1].devices == DeviceCounts(ok=1)
         assert history.warnings == (
             RunWarning("partial_runs", "", "2 of 3 runs do not cover the whole fleet (aborted, killed)"),
         )
@@ -309,7 +309,7 @@ def test_a_directory_without_a_sealed_run_has_a_history(tmp_path: Path) -> None:
     with read_history(tmp_path) as history:
         assert (list(history.table), history.adoption().modules) == ([], ())
         assert history.warnings == (
-            RunWarning("unsealed", str(folder), "running and not sealed: it has no versions yet"),
+            RunWarning("unsealed", str(folder), "killed and not sealed: it has no versions yet"),
         )
 
 

@@ -48,7 +48,7 @@ def test_adoption_is_shown_and_incomplete_runs_are_marked(auditor: Auditor, audi
     assert runs[0] == ["2026-11-01", "02:00", "complete", "10", "10", "0", "0"]
     assert runs[2] == ["2026-11-03", "02:00", "~", "partial", "10", "9", "1", "0"]
     assert runs[3][2:4] == ["!", "complete"]
-    assert runs[5] == ["2026-11-06", "02:00", "?", "running", "10", "0", "0", "10"]
+    assert runs[5] == ["2026-11-06", "02:00", "?", "killed", "10", "10", "0", "0"]
     assert lines[9:12] == [
         "~ incomplete: not of the complete fleet", "! damaged: see the notes", "? not sealed: no versions yet",
     ]  # fmt: skip

@@ -115,9 +115,6 @@ def test_what_was_selected_is_beside_the_devices() -> None:
     )
     found = lines(replace(CALM, carried=3_722, selection=SelectionInfo("incremental", accounts=accounts)))
     assert found["OK"].startswith("5,970 devices (2,248 to query: 2,238 connected, 10 recheck; 3,722 carried): 5,796 ")
-    carried = AccountSelection("eu", {"oldest": 2_248}, carried=3_722)
-    found = lines(replace(CALM, carried=3_722, selection=SelectionInfo("rolling", accounts=(carried,))))
-    assert found["OK"].startswith("5,970 devices (2,248 to query: 2,248 oldest; 3,722 carried): ")
     every = SelectionInfo("rolling", accounts=(AccountSelection("eu", {"oldest": 5_000, "violating": 970}),))
     assert lines(replace(CALM, selection=every))["OK"].startswith("5,970 devices: 5,796 ")
 

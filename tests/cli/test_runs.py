@@ -142,7 +142,7 @@ def test_a_killed_run_has_the_devices_of_its_files_and_is_called_killed(
         lambda manifest: replace(
             manifest,
             started_at="2026-11-26T02:00:00.000Z",
-            devices=DeviceCounts(pending=2),
+            devices=DeviceCounts(pending=2),  # as of before the last answer
             changes=read_manifest(directory / NEWEST).changes,
         ),
     )
@@ -150,8 +150,11 @@ def test_a_killed_run_has_the_devices_of_its_files_and_is_called_killed(
     assert "result: killed before its end; 1 of 2 devices have an answer" in lines
     assert any(line.startswith(f"last success: {NEWEST} (") for line in lines)
     assert not any(line.startswith("changes: ") for line in lines), "they are those of the session before"
-    assert auditor(capsys, "runs")[0][1].split()[1] == "killed"
-    assert any(line.split()[2:5] == ["?", "killed", "2"] for line in auditor(capsys, "history")[0])
+    assert "devices: killed: 2 devices: 1 ok, 0 empty, 0 not found, 0 failed, 1 pending" in lines
+    assert auditor(capsys, "runs")[0][1].split()[1:5] == ["killed", "2", "0", "1"]
+    (row,) = json.loads("\n".join(auditor(capsys, "runs", "--format", "json", "--limit", "1")[0]))["runs"]
+    assert (row["ok"], row["pending"]) == (1, 1)
+    assert any(line.split()[2:7] == ["?", "killed", "2", "1", "0"] for line in auditor(capsys, "history")[0])
     with RunLock(folder):
         assert auditor(capsys, "runs")[0][1].split()[1] == "running"
     note = f"{folder.name} is newer, and was killed before its end"

@@ -1,5 +1,6 @@
 """The age of results, queried and carried, and how it is described."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -103,6 +104,8 @@ def test_spot_checks_and_the_selection_are_described_in_numbers() -> None:
         "precision: ±1.99% for the shares (fleet), ±2% required",
         "the budget of 1,500 calls was exhausted before all were queried",
     ]
+    every = replace(selection, accounts=(AccountSelection("eu", {"oldest": 152, "violating": 244}),))
+    assert "eu: 396 devices to query" in list(describe_selection(every))
 
 
 @pytest.mark.parametrize(

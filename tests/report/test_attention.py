@@ -18,6 +18,7 @@ from auditor.report.model import Report
 from auditor.report.render import render_html
 from auditor.report.tiles import list_tiles
 from auditor.runs.folder import MODULES
+from auditor.runs.locking import RunLock
 from auditor.runs.manifest import State
 from auditor.runs.selection_info import ExitReason
 from tests.report.pages import parse_html
@@ -182,6 +183,15 @@ def test_a_newer_run_that_failed_is_first(tmp_path: Path) -> None:
     assert item.commands[0].line == f"auditor status {newest.parent}"
     edit_manifest(newest, lambda manifest: replace(manifest, fleet=replace(manifest.fleet, limit=1)))
     assert titles(build_report(newest.parent / "night3", now=NOW)) == [], "a trial of a part of the fleet"
+
+
+def test_a_newer_run_that_was_killed_is_first_and_one_in_progress_is_not_there(tmp_path: Path) -> None:
+    newest = nights(tmp_path, state="running", exit_code=None, exit_reason=None)
+    (item,) = list_attention(build_report(newest.parent / "night3", now=NOW))
+    assert (item.severity, item.title) == ("error", "A newer run was killed")
+    assert item.evidence == "24 Nov 2026, 02:00 UTC: no end"
+    with RunLock(newest):
+        assert titles(build_report(newest.parent / "night3", now=NOW)) == []
 
 
 def test_changed_files_and_old_data_need_attention(tmp_path: Path) -> None:

@@ -127,6 +127,9 @@ async def test_a_failure_after_a_connection_may_be_of_its_device_and_uses_up_an_
     bench = Bench(attempts=2, has_succeeded=False)
     sent = await bench.caller.send(respond_with([CUT, CUT, "not reached"]))
     assert (sent.result, sent.attempts) == (CUT, 2)
+    unconnected = TransientError("auditor.DNS")
+    sent = await bench.caller.send(respond_with([*[unconnected] * 30, CUT, "page"]), "p1")
+    assert (sent.result, sent.attempts) == ("page", 32)
 
 
 async def test_an_account_that_cannot_be_connected_to_is_given_up_after_its_seconds() -> None:

@@ -15,10 +15,18 @@ import pytest
 
 from auditor.errors import FleetError, RunFolderError, RunNotWritableError
 from auditor.runs import locking as room
-from auditor.runs.locking import RunLock, create_run_folder, directory_lock, is_locked, remove_stale_folders
+from auditor.runs.locking import (
+    LOCK,
+    RunLock,
+    create_run_folder,
+    directory_lock,
+    is_locked,
+    remove_stale_folders,
+    was_killed,
+)
 from auditor.runs.manifest import read_manifest
 from auditor.runs.retention import prune_runs
-from tests.other_user import OTHER_USER, needs_root
+from tests.other_user import OTHER_USER, as_other_user, let_others_enter, needs_root
 from tests.runs.run_folders import named, running
 
 NOW = 1_795_312_800.9
@@ -82,6 +90,18 @@ def test_a_folder_is_visible_once_it_is_filled_and_locked(tmp_path: Path) -> Non
     assert is_locked(folder)
     hold.release()
     assert not is_locked(folder)
+
+
+@needs_root
+def test_another_user_sees_whether_a_run_is_in_progress(tmp_path: Path) -> None:
+    folder = running(tmp_path / "run", [named(0)], []).folder
+    manifest = read_manifest(folder)
+    let_others_enter(folder)
+    with RunLock(folder):
+        assert "PermissionError" in str(as_other_user((folder / LOCK).read_bytes))
+        assert as_other_user(lambda: (is_locked(folder), was_killed(folder, manifest))) == (True, False)
+    (folder / LOCK).touch(0o600)
+    assert as_other_user(lambda: (is_locked(folder), was_killed(folder, manifest))) == (False, True)
 
 
 @pytest.mark.parametrize("error", [FleetError("bad rows"), KeyboardInterrupt(), ValueError("a bug")])

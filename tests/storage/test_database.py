@@ -288,3 +288,10 @@ def test_a_file_that_was_accepted_is_examined_again_when_another_one_has_its_nam
                 database.execute(f"COPY (FROM {rows}) TO '{path}' (FORMAT parquet)")
                 assert (describe_repeated_rows(database, path) is not None) == is_refused
                 assert (describe_repeated_rows(database, path) is not None) == is_refused
+
+
+def test_a_file_is_examined_once(tmp_path: Path) -> None:
+    with open_database(memory=READING_MEMORY) as database:
+        database.execute(f"COPY (FROM range(10)) TO '{tmp_path / 'rows'}' (FORMAT parquet)")
+        assert describe_repeated_rows(database, tmp_path / "rows") is None
+    assert describe_repeated_rows(database, tmp_path / "rows") is None, "the closed database was used"
