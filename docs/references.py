@@ -224,7 +224,8 @@ This page describes each code. [Troubleshooting](troubleshooting.md) begins with
 ## Codes of auditor
 
 These codes begin with `auditor.`: no response of the platform could be used. The request is retried, and the device fails after
-`max_attempts` requests.
+`max_attempts` requests. Before the first answer of an account, requests that get no connection (`auditor.DNS`, `auditor.Proxy`, `auditor.TLS`,
+`auditor.Unreachable`) are repeated until the account is stopped after `give_up_after` seconds. They count against `max_calls`.
 """
 PLATFORM = """## Codes of the platform
 
