@@ -65,7 +65,7 @@ def test_adoption_is_shown_and_incomplete_runs_are_marked(auditor: Auditor, audi
         ["?", "?", "?"],
     ]  # fmt: skip
     assert f"note: {audits.name}/night-3: inventory.json is not the file that was sealed" in done.stderr
-    assert "note: 2 of 6 runs do not cover the whole fleet (partial, running)" in done.stderr
+    assert "note: 2 of 6 runs do not cover the whole fleet (killed, partial)" in done.stderr
 
 
 def test_device_names_are_escaped_and_a_narrow_terminal_is_enough(audits: Path) -> None:

@@ -154,9 +154,7 @@ def test_a_question_is_answered(question: str, command: str, demonstration: Path
 
 @pytest.mark.slow
 def test_commands_that_work_on_a_run_in_progress_are_named(examples_folder: Path) -> None:
-    named = re.findall(
-        r"`(\w+)`", re.findall(r"^(`inventory`.*) also work on a run in progress", README, re.MULTILINE)[0]
-    )
+    named = re.findall(r"`(\w+)`", re.findall(r"^(`inventory`.*) also read a run in progress", README, re.MULTILINE)[0])
     settings = examples_folder / "nightly.toml"
     settings.write_text(settings.read_text().replace("calls_per_second = 2000", "calls_per_second = 40"))
     before = set(Truth(examples_folder).runs)
