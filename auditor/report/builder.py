@@ -175,7 +175,7 @@ def _find_previous(catalog: RunCatalog, run: RunSnapshot) -> Path | None:
 
 
 def _find_newer(catalog: RunCatalog, manifest: Manifest) -> Manifest | None:
-    """Return the newest run of the fleet that ended or was killed, if it is newer than a run and no success."""
+    """Return the newest run of the fleet that ended or was killed, if it is newer and no success; None: it is not."""
     of_fleet = (run for run in catalog.named(manifest.name) if run.manifest.covers_fleet)
     ended = (run for run in of_fleet if run.ended or was_killed(run.folder, run.manifest))
     newest = next(filter(catalog.is_possible, ended), None)
