@@ -5,6 +5,7 @@ of an event of ``EVENTS``, and values. People read the sentence of the event, an
 """
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -110,17 +111,37 @@ LINE_EVENTS = {
 class Log:
     """Writes messages as structlog is configured; to standard error if it is not, since standard output is for data."""
 
+    _configure: Callable[[], None] | None = None
+
+    def configure_by(self, configure: Callable[[], None] | None) -> None:
+        """Call ``configure``, which configures structlog, when the next message is written; None: call nothing."""
+        self._configure = configure
+
     def info(self, event: str, **values: object) -> None:
         """Write what happens as expected."""
-        _logger().info(event, **values)
+        self._logger().info(event, **values)
 
     def warning(self, event: str, **values: object) -> None:
         """Write what an operator should know, though the work continues."""
-        _logger().warning(event, **values)
+        self._logger().warning(event, **values)
 
     def error(self, event: str, **values: object) -> None:
         """Write what ended a part of the work."""
-        _logger().error(event, **values)
+        self._logger().error(event, **values)
+
+    def _logger(self) -> "FilteringBoundLogger":
+        import structlog
+
+        if (configure := self._configure) is not None:
+            self._configure = None
+            configure()
+        if structlog.is_configured():
+            configured: FilteringBoundLogger = structlog.get_logger()
+            return configured
+        default: FilteringBoundLogger = structlog.wrap_logger(
+            structlog.PrintLogger(sys.stderr), processors=[show_sentence, *structlog.get_config()["processors"]]
+        )
+        return default
 
 
 log = Log()
@@ -129,15 +150,3 @@ log = Log()
 def show_sentence(_logger: object, _method: str, values: "EventDict") -> "EventDict":
     """Replace the name of an event by its sentence, for people: a processor of structlog."""
     return {**values, "event": EVENTS.get(values["event"], values["event"])}
-
-
-def _logger() -> "FilteringBoundLogger":
-    import structlog
-
-    if structlog.is_configured():
-        configured: FilteringBoundLogger = structlog.get_logger()
-        return configured
-    default: FilteringBoundLogger = structlog.wrap_logger(
-        structlog.PrintLogger(sys.stderr), processors=[show_sentence, *structlog.get_config()["processors"]]
-    )
-    return default

@@ -15,6 +15,7 @@ import structlog
 
 from auditor.cli import signals
 from auditor.cli.console import LOG_STYLE
+from auditor.log import log
 
 LIVE = frozenset({"anyio_backend", "auditor", "start_platform"})
 """Fixtures of tests that run against the clock: an event loop, processes, a server."""
@@ -46,6 +47,7 @@ def fresh_log_settings() -> Iterator[None]:
     """A command that a test runs in this process sets level and format of its logs. The next test must not inherit it."""
     yield
     structlog.reset_defaults()
+    log.configure_by(None)
     LOG_STYLE.format, LOG_STYLE.progress = "text", "auto"
 
 

@@ -27,6 +27,8 @@ def test_reading_a_run_loads_no_network_and_help_loads_no_database() -> None:
     for program, unwanted in (
         ("import auditor; auditor.Run", {"aiohttp", "aiolimiter"}),
         ("import auditor.report.builder", {"aiohttp", "structlog"}),
+        ("from auditor.cli.runtime import log_to_stderr; log_to_stderr('info')", {"aiohttp", "structlog"}),
+        ("import auditor.publish.publisher", {"http.client", "structlog", "auditor.analysis.history"}),
         ("import auditor.cli", {"aiohttp", "duckdb", "anyio", "structlog", "msgspec", "opentelemetry", "requests"}),
     ):
         listing = f"{program}; import sys; print(*sys.modules)"

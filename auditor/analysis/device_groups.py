@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from auditor.query.filters import WHERE_COLUMNS, unknown_name
-from auditor.query.snapshot import open_snapshot
+from auditor.query.snapshot import snapshot_database
 from auditor.runs.attributes import attribute_names, attribute_sql
 from auditor.runs.views import define_sealed_views
-from auditor.storage.database import Database, scalar, temporary_database
+from auditor.storage.database import Database, scalar
 from auditor.storage.tables import translate_read_errors
 
 
@@ -20,14 +20,12 @@ def require_group_names(folder: Path, names: Sequence[str]) -> None:
     """
     if not names:
         return
-    with temporary_database("groups") as (database, work):
-        run = open_snapshot(folder, work)
-        with translate_read_errors(folder):
-            define_sealed_views(database, run.devices.parent)
-            allowed = [*attribute_names(database), *WHERE_COLUMNS]
-            for name in names:
-                if name not in allowed:
-                    raise unknown_name(database, "group by", name, allowed)
+    with snapshot_database("groups", folder) as (run, database, _), translate_read_errors(folder):
+        define_sealed_views(database, run.devices.parent)
+        allowed = [*attribute_names(database), *WHERE_COLUMNS]
+        for name in names:
+            if name not in allowed:
+                raise unknown_name(database, "group by", name, allowed)
 
 
 def define_device_groups(database: Database, names: Sequence[str], limit: int) -> int:

@@ -8,10 +8,10 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
-import structlog
 
 from auditor.cli.console import (
     LOG_STYLE,
@@ -25,9 +25,12 @@ from auditor.cli.console import (
 from auditor.cli.signals import stop_signals
 from auditor.concurrency import StopToken
 from auditor.errors import AuditInterruptedError
-from auditor.log import EVENTS, show_sentence
+from auditor.log import EVENTS, log, show_sentence
 from auditor.text.formatting import escape_lines
 from auditor.tracing import trace_ids
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor
 
 T = TypeVar("T")
 
@@ -69,13 +72,19 @@ def log_to_stderr(level: str, format_: LogFormat = "text", progress: ProgressSty
         _JsonFormatter() if format_ == "json" else logging.Formatter("%(levelname)s %(name)s: %(message)s")
     )
     logging.basicConfig(level=_LEVELS[level], handlers=[handler], force=True)
-    render: tuple[structlog.typing.Processor, ...] = (
+    log.configure_by(partial(_configure_structlog, _LEVELS[level], format_))
+
+
+def _configure_structlog(level: int, format_: LogFormat) -> None:
+    import structlog  # takes a tenth of a short command
+
+    render: tuple[Processor, ...] = (
         (_add_sentence, structlog.processors.JSONRenderer())
         if format_ == "json"
         else (show_sentence, structlog.dev.ConsoleRenderer(colors=has_colours(sys.stderr)))
     )
     structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -88,17 +97,17 @@ def log_to_stderr(level: str, format_: LogFormat = "text", progress: ProgressSty
     )
 
 
-def _add_trace_ids(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _add_trace_ids(_logger: object, _method: str, event: "EventDict") -> "EventDict":
     """Add the ids of the current span, by which a collector of logs finds its trace."""
     return {**event, **trace_ids()}
 
 
-def _add_sentence(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _add_sentence(_logger: object, _method: str, event: "EventDict") -> "EventDict":
     """Add the sentence of an event, as lines that commands print have it."""
     return {"event": event["event"], "message": EVENTS.get(event["event"], event["event"]), **event}
 
 
-def _escape_texts(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _escape_texts(_logger: object, _method: str, event: "EventDict") -> "EventDict":
     """Escape what a terminal would act on, for texts come from devices and files."""
     return {key: escape_lines(value) if isinstance(value, str) else value for key, value in event.items()}
 

@@ -4,7 +4,6 @@ import base64
 import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass
 
 from auditor.config.secrets import read_secret
 from auditor.config.settings import Account, SecretSource, split_url
@@ -52,6 +51,8 @@ def resolve_proxy(account: Account, url: str | None = None) -> Proxy | None:
         return _parse_proxy(read_secret(account.proxy, account=account.name, key="proxy").reveal(), at)
     if account.proxy != FROM_ENVIRONMENT:
         return _parse_proxy(account.proxy, at)
+    from urllib.request import getproxies_environment, proxy_bypass  # imports the whole of http.client
+
     parts = urlsplit(account.endpoint if url is None else url)
     scheme, port = parts.scheme, parts.port or {"https": 443}.get(parts.scheme, 80)
     address = getproxies_environment().get(scheme, "")

@@ -16,14 +16,13 @@ from auditor.hooks.message import MAX_LINE_LENGTH, RunMessage
 from auditor.models import RunWarning
 from auditor.policy.evaluate import PolicySummary
 from auditor.query.describe import describe_next_steps, describe_warning, warning_objects
-from auditor.query.snapshot import RunSnapshot, open_snapshot
+from auditor.query.snapshot import RunSnapshot, snapshot_database
 from auditor.query.warnings import is_tolerated, release_warnings, state_label
 from auditor.runs.folder import DEVICES, FLEET, MODULES, RunCatalog, StoredRun
 from auditor.runs.inventory import SourceCounts, count_failures
 from auditor.runs.manifest import MANIFEST, SCHEMA_VERSION, FailureInfo, Manifest, read_manifest
 from auditor.runs.selection_info import ExitReason
 from auditor.runs.views import define_sealed_views
-from auditor.storage.database import temporary_database
 from auditor.storage.tables import translate_read_errors
 from auditor.text.shell import format_command
 
@@ -159,11 +158,9 @@ def escape_chat_markup(text: str) -> str:
 def _read_run(folder: Path) -> tuple[RunSnapshot, tuple[FailureInfo, ...]]:
     """Return the run, counted, and its failures by code."""
     try:
-        with temporary_database("payload") as (database, work):
-            run = open_snapshot(folder, work / "rows")
-            with translate_read_errors(folder):
-                define_sealed_views(database, run.devices.parent)
-                return run, count_failures(database)
+        with snapshot_database("payload", folder) as (run, database, _), translate_read_errors(folder):
+            define_sealed_views(database, run.devices.parent)
+            return run, count_failures(database)
     except (AuditorError, OSError) as error:  # exactly what the payload must report
         manifest = read_manifest(folder)
         warnings = (

@@ -24,13 +24,13 @@ from auditor.models import WarningKind
 from auditor.policy.evaluate import PolicySummary, summarize_policy
 from auditor.policy.model import Policy, Severity
 from auditor.policy.results import Verdict
-from auditor.query.snapshot import RunSnapshot, open_snapshot
+from auditor.query.snapshot import RunSnapshot, snapshot_database
 from auditor.runs.estimates import define_estimates
 from auditor.runs.folder import RunCatalog, StoredRun, find_run, is_sealed, refuse_run_file
 from auditor.runs.inventory import count_failures
 from auditor.runs.manifest import DeviceCounts, Manifest, State
 from auditor.runs.views import define_sealed_views, inventory_query
-from auditor.storage.database import scalar, sql_literal, temporary_database
+from auditor.storage.database import scalar, sql_literal
 from auditor.storage.files import READABLE_BY_ALL, atomic_replace
 from auditor.storage.tables import translate_read_errors
 from auditor.text.formats import MetricsFormat
@@ -99,8 +99,7 @@ def render_metrics(
         RunFolderError: the run cannot be read.
         RunNotWritableError: the system's temporary folder cannot be written.
     """
-    with temporary_database("metrics") as (database, work):
-        run = open_snapshot(folder, work / "rows")
+    with snapshot_database("metrics", folder) as (run, database, _):
         samples = SampleCollector(run.manifest.name)
         with translate_read_errors(run.folder):
             define_sealed_views(database, run.devices.parent)

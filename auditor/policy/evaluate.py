@@ -41,9 +41,9 @@ from auditor.policy.scope import (
     restrict_scopes,
 )
 from auditor.query.describe import warning_objects
-from auditor.query.snapshot import RunSnapshot, open_snapshot
+from auditor.query.snapshot import RunSnapshot, snapshot_database
 from auditor.runs.folder import find_run
-from auditor.storage.database import Database, scalar, temporary_database
+from auditor.storage.database import Database, scalar
 from auditor.storage.tables import ResultTable, translate_read_errors
 
 MAX_EXAMPLES = 1_000
@@ -96,8 +96,7 @@ def evaluate_policy(run: str | Path, policy: Policy, *, now: datetime | None = N
     now = datetime.now(UTC) if now is None else now.astimezone(UTC)
     folder = find_run(Path(run))
     reading = partial(translate_read_errors, folder)
-    with temporary_database("policy") as (database, work):
-        snapshot = open_snapshot(folder, work)
+    with snapshot_database("policy", folder) as (snapshot, database, work):
         check_modules(policy, snapshot.manifest.modules)
         with reading():
             define_run_tables(database, snapshot)

@@ -15,17 +15,16 @@ from typing import Literal
 
 import orjson
 
-from auditor.analysis.rollouts import MAX_WRITTEN_ROLLOUTS, define_rollouts, read_rollouts
 from auditor.errors import RunFolderError
 from auditor.query.change_log import CHANGE_COLUMNS
 from auditor.query.run_views import run_row
-from auditor.query.snapshot import RunSnapshot, open_snapshot
+from auditor.query.snapshot import RunSnapshot, snapshot_database
 from auditor.runs.attributes import ATTRIBUTES_TYPE
 from auditor.runs.estimates import define_estimates
 from auditor.runs.folder import CHANGES, StoredRun, is_sealed
 from auditor.runs.manifest import Manifest, read_manifest
 from auditor.runs.views import define_sealed_views, no_rows, parquet_of_run
-from auditor.storage.database import Database, sql_literal, temporary_database
+from auditor.storage.database import Database, sql_literal
 from auditor.storage.tables import translate_read_errors
 from auditor.text.formatting import escape_undecodable, parse_manifest_time
 
@@ -279,8 +278,7 @@ def open_published(folder: Path) -> Iterator[PublishedRun]:
     started_at = parse_manifest_time(manifest.started_at)
     if started_at is None:
         raise RunFolderError(f"{folder}: cannot be published: its start {manifest.started_at!r} is no time")
-    with temporary_database("publish", threads=1) as (database, work):
-        run = open_snapshot(folder, work)
+    with snapshot_database("publish", folder, threads=1) as (run, database, _):
         published = PublishedRun(run_name(folder), folder, manifest, started_at.date().isoformat(), run, database)
         with translate_read_errors(folder):
             define_sealed_views(database, _files(run))
@@ -354,6 +352,9 @@ def _run_query(published: PublishedRun) -> str:
 
 def _define_rollouts(published: PublishedRun) -> str:
     """Define a table of the run's rollouts; return the SQL that reads it. A run of a part of the fleet has none."""
+    # Imported while other threads write the large files.
+    from auditor.analysis.rollouts import MAX_WRITTEN_ROLLOUTS, define_rollouts, read_rollouts
+
     found = read_rollouts(published.folder, limit=MAX_WRITTEN_ROLLOUTS)
     define_rollouts(published.database, found.by_urgency, "run_rollouts")
     return "SELECT *, rowid AS ordinal FROM run_rollouts"

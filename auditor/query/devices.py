@@ -19,7 +19,7 @@ from auditor.query.filters import (
     unknown_name,
 )
 from auditor.query.run_views import define_device_releases
-from auditor.query.snapshot import RunSnapshot, open_snapshot
+from auditor.query.snapshot import RunSnapshot, snapshot_database
 from auditor.query.version_order import define_version_order
 from auditor.runs.attributes import attribute_cells, attribute_columns, attribute_names, attribute_sql
 from auditor.runs.folder import find_run
@@ -30,7 +30,7 @@ from auditor.runs.views import (
     define_sealed_views,
     inventory_query,
 )
-from auditor.storage.database import Database, scalar, sql_identifier, sql_literal, temporary_database
+from auditor.storage.database import Database, scalar, sql_identifier, sql_literal
 from auditor.storage.tables import ResultTable, translate_read_errors
 
 _IDENTITY = ("account", "product_key", "device_name", "iot_id")
@@ -203,8 +203,7 @@ class _Filtered(NamedTuple):
 
 @contextmanager
 def _open_filtered(folder: Path, criteria: DeviceFilter) -> Iterator[_Filtered]:
-    with temporary_database("devices") as (database, work):
-        run = open_snapshot(folder, work)
+    with snapshot_database("devices", folder) as (run, database, work):
         with translate_read_errors(folder):
             define_sealed_views(database, run.devices.parent)
             define_products(database, folder)

@@ -1,5 +1,7 @@
 """A run as it is now, in Parquet files that do not change: its own if it is sealed, else copies of its lines."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,9 +17,18 @@ from auditor.runs.inventory import SourceCounts, count_devices, count_sources, c
 from auditor.runs.manifest import DeviceCounts, Manifest, read_manifest
 from auditor.runs.recovery import refuse_lost_results
 from auditor.runs.views import define_live_views, define_sealed_views, parquet_of_run
-from auditor.storage.database import Database, borrow_database, error_reason, parquet, with_enough_memory, write_parquet
+from auditor.storage.database import (
+    READING_MEMORY,
+    READING_THREADS,
+    Database,
+    borrow_database,
+    error_reason,
+    parquet,
+    with_enough_memory,
+    write_parquet,
+)
 from auditor.storage.descriptors import pin_files
-from auditor.storage.files import translate_os_errors
+from auditor.storage.files import private_folder, translate_os_errors
 from auditor.storage.tables import translate_read_errors
 
 
@@ -71,6 +82,20 @@ def open_snapshot(folder: Path, work: Path) -> RunSnapshot:
         if results_name(folder) == results:
             raise
         return _open_snapshot(folder, work)  # sealing compressed the results meanwhile
+
+
+@contextmanager
+def snapshot_database(
+    purpose: str, folder: Path, *, threads: int = READING_THREADS
+) -> Iterator[tuple[RunSnapshot, Database, Path]]:
+    """Open a run's rows as they are now, and an empty database to query them with; see ``temporary_database``.
+
+    The database is the one that the rows were counted with: another one would take a tenth of a short command.
+    """
+    with private_folder(purpose) as work:
+        run = open_snapshot(folder, work / "rows")
+        with borrow_database(work / "spill", READING_MEMORY, threads) as database:
+            yield run, database, work
 
 
 def _open_snapshot(folder: Path, work: Path) -> RunSnapshot:

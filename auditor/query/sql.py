@@ -27,7 +27,7 @@ from auditor.config.validation import stored_rollouts
 from auditor.errors import RunFolderError, UsageError
 from auditor.models import RunWarning
 from auditor.query.run_views import define_device_releases, define_run_views, size_warnings
-from auditor.query.snapshot import RunSnapshot, open_snapshot
+from auditor.query.snapshot import RunSnapshot, snapshot_database
 from auditor.query.sql_functions import define_version_functions
 from auditor.query.warnings import release_warnings
 from auditor.runs.attributes import define_attribute_views
@@ -81,9 +81,8 @@ def query_run(path: str | Path, sql: str, *, prepare: Callable[[], None] = lambd
     """
     statement = parse_select(sql)
     folder = find_run(Path(path))
-    with temporary_database("sql") as (database, work):
-        run = open_snapshot(folder, work)
-        run = replace(run, warnings=(*run.warnings, *release_warnings(folder, run.manifest)))
+    with snapshot_database("sql", folder) as (snapshot, database, work):
+        run = replace(snapshot, warnings=(*snapshot.warnings, *release_warnings(folder, snapshot.manifest)))
         out = work / "out"
         out.mkdir()
         with translate_read_errors(folder):

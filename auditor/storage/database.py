@@ -225,14 +225,12 @@ def translate_errors(failure: str, error: type[AuditorError] = RunNotWritableErr
 
 
 @contextmanager
-def temporary_database(
-    purpose: str, *, memory: str = READING_MEMORY, threads: int = READING_THREADS
-) -> Iterator[tuple[Database, Path]]:
+def temporary_database(purpose: str) -> Iterator[tuple[Database, Path]]:
     """Open a database with a folder of the system's temporary files; remove the folder at the end.
 
     ``purpose`` is a word in the folder's name. Yields the database, and the folder for intermediate files.
     """
-    with private_folder(purpose) as work, borrow_database(work / "spill", memory, threads) as database:
+    with private_folder(purpose) as work, borrow_database(work / "spill", READING_MEMORY, READING_THREADS) as database:
         yield database, work
 
 
