@@ -23,7 +23,7 @@ from auditor.runs.views import (
     parquet_of_run,
     products_query,
 )
-from auditor.storage.database import Database
+from auditor.storage.database import Database, parquet
 
 NumberedRun = tuple[int, StoredRun]
 """A run and its number in the table ``history``."""
@@ -35,7 +35,14 @@ _NEVER_ACTIVATED = "reason IS NOT DISTINCT FROM 'never_activated' AND attempts =
 
 
 def define_rollout_tables(
-    database: Database, runs: Sequence[NumberedRun], started: float, selected: float, work: Path, *, some_devices: bool
+    database: Database,
+    runs: Sequence[NumberedRun],
+    started: float,
+    selected: float,
+    work: Path,
+    *,
+    some_devices: bool,
+    last_rows: Path | None = None,
 ) -> None:
     """Define the tables above but ``update_counts``, from the table ``history``.
 
@@ -46,14 +53,25 @@ def define_rollout_tables(
         selected: as in ``released_versions_query``.
         work: a folder for an intermediate file.
         some_devices: whether the history is of selected devices only.
+        last_rows: Parquet file of the versions of a later run, which does not count, but whose versions are in use;
+            None: there is none.
     """
     newest = runs[-1][0]
     numbers = ", ".join(str(number) for number, _ in runs)
+    columns = "account, product_key, module_name, module_version, devices"
+    counted = f"SELECT run, {columns} FROM history WHERE run IN ({numbers})"
+    if last_rows is not None:
+        # A module has one spelling in all runs.
+        counted = (
+            "SELECT * REPLACE "
+            "(max(module_name) OVER (PARTITION BY account, product_key, lower(module_name)) AS module_name) "
+            f"FROM ({counted} UNION ALL SELECT {newest + 1}, {columns} FROM {parquet(last_rows)})"
+        )
     database.execute(f"""
       CREATE OR REPLACE TABLE rollout_counts AS
       SELECT *, sum(devices) OVER (PARTITION BY run, account, product_key, module_name)::BIGINT AS reporting FROM (
         SELECT run, account, product_key, module_name, module_version, sum(devices)::BIGINT AS devices
-        FROM history WHERE run IN ({numbers}) GROUP BY ALL)""")
+        FROM ({counted}) GROUP BY ALL)""")
     _define_coverage(database, runs)
     _define_releases(database, runs, selected, some_devices=some_devices)
     _define_versions(database, newest, started)
@@ -156,7 +174,7 @@ def _define_versions(database: Database, newest: int, started: float) -> None:
       CREATE OR REPLACE TABLE rollout_versions AS
       WITH used AS (
         SELECT account, product_key, module_name, module_version,
-          bool_or(run = {newest}) OR max(devices / reporting) >= {started} AS in_use
+          bool_or(run >= {newest}) OR max(devices / reporting) >= {started} AS in_use
         FROM rollout_counts GROUP BY ALL
       ), targets AS (
         SELECT DISTINCT u.account, u.product_key, u.module_name, r.version AS module_version, false AS in_use

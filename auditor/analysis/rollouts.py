@@ -32,6 +32,7 @@ from auditor.analysis.rollout_states import (
 )
 from auditor.analysis.rollout_targets import (
     UPDATE_STATES,
+    NumberedRun,
     define_rollout_tables,
     define_update_counts,
     rollout_rows_query,
@@ -205,9 +206,7 @@ def rollouts_of(
     A run that a flag limits to its first devices does not count. Devices behind are not counted by their update in a
     history of selected devices.
     """
-    counting = [
-        (at, run) for at, run in enumerate(history.stored) if _has_answers(run) and run.manifest.fleet.limit is None
-    ]
+    counting = _counting_runs(history)
     started_at = tuple(run.manifest.started_at for run in history.stored)
     if not counting:
         return Rollouts((), {}, started_at)
@@ -231,6 +230,33 @@ def rollouts_of(
         largest = heapq.nlargest(limit, read(), key=lambda each: each.devices)
     by_state = {state: StateCount(*(counts[state, place] for place in range(3))) for state in ROLLOUT_STATES}
     return Rollouts(tuple(largest), by_state, started_at, run.folder.name, thresholds)
+
+
+def define_targets(history: History, rows: Path) -> bool:
+    """Define ``rollout_versions`` and ``target_marks`` for a last run that has no rollouts, such as one in progress.
+
+    Its targets are those of the runs before it, unless it has newer versions. Return whether any run before it counts.
+
+    Args:
+        history: the last run and those before it.
+        rows: Parquet file of the last run's versions, with the columns of its inventory.
+    """
+    counting = _counting_runs(history)
+    if not counting:
+        return False
+    last = history.stored[-1]
+    thresholds = parse_thresholds(stored_rollouts(last.manifest.settings))
+    with translate_read_errors(last.folder.parent), private_folder("rollouts") as work:
+        define_rollout_tables(
+            history.cursor(), counting, thresholds.started, thresholds.selected, work,
+            some_devices=history.selects_devices, last_rows=rows,
+        )  # fmt: skip
+    return True
+
+
+def _counting_runs(history: History) -> list[NumberedRun]:
+    runs = enumerate(history.stored)
+    return [(at, run) for at, run in runs if _has_answers(run) and run.manifest.fleet.limit is None]
 
 
 def _numbers(rollout: Rollout) -> StateCount:

@@ -6,10 +6,17 @@ from typing import Any
 
 import duckdb
 
-from auditor.analysis.rollout_states import RolloutState
+from auditor.analysis.rollout_states import RolloutState, UnknownReason
 from auditor.analysis.rollouts import MAX_ROLLOUTS, Rollout, Rollouts, StateCount
 from auditor.report.model import AGES, ModuleVersions, PastRun, RolloutDetail, RolloutSection, UnknownModule
-from auditor.report.versions import ON_TARGET, UNORDERED, EarlierRuns, count_ages, define_version_ages
+from auditor.report.versions import (
+    ON_TARGET,
+    UNORDERED,
+    EarlierRuns,
+    count_ages,
+    cut_version,
+    define_version_ages,
+)
 from auditor.storage.database import load_rows
 
 MAX_DETAILED, MAX_VERSIONS, MAX_UNKNOWN = 400, 6, 50
@@ -40,9 +47,9 @@ def read_rollout_section(
     ).fetchall()
     numbers = {(account, product, name): number for number, account, product, name, _ in rows}
     counts = {number: versions for number, *_, versions in rows}
+    define_version_ages(database, len(runs) - 1, work)
     found = earlier.rollouts or _read_without_states(database, len(runs))
     by_number = {number: each for each in found.by_urgency if (number := numbers.get(_key(each))) is not None}
-    define_version_ages(database, len(runs) - 1, work)
     shown = list(by_number)
     versions = _read_versions(database, shown[:MAX_DETAILED], len(runs), work)
     before = next((at for at, run in enumerate(runs[:-1]) if run.run == previous), None)
@@ -70,20 +77,28 @@ def read_rollout_section(
 
 
 def _read_without_states(database: duckdb.DuckDBPyConnection, runs: int) -> Rollouts:
-    """Return the modules of a run whose rollouts have no state, such as a sample; the newest version is the target."""
+    """Return the modules of a run whose rollouts have no state, as one in progress, by the ages of their versions."""
+    database.execute(
+        f"""
+      CREATE TABLE aged_versions AS
+      SELECT v.*, target, age
+      FROM versions v
+      JOIN version_rows r ON r.run = $1 AND r.module = v.module AND r.module_version = {cut_version("v.module_version")}
+      LEFT JOIN module_targets t ON t.module = v.module""",
+        [runs - 1],
+    )
     rows = database.execute(
         f"SELECT left(v.account, {_MAX_LENGTH}), left(v.product_key, {_MAX_LENGTH}), "
         f"any_value(left(product_name, {_MAX_LENGTH})), max(left(module_name, {_MAX_LENGTH})), sum(devices)::BIGINT, "
-        "max(left(module_version, 200)) FILTER (version_order = 'newest'), "
-        "coalesce(sum(devices) FILTER (version_order = 'newest'), 0)::BIGINT, "
-        "max(low) FILTER (version_order = 'newest'), max(high) FILTER (version_order = 'newest') "
-        "FROM versions v LEFT JOIN product_names n ON v.account = n.account AND v.product_key = n.product_key "
+        "any_value(left(target, 200)), coalesce(sum(devices) FILTER (age <= 0), 0)::BIGINT, "
+        "max(low) FILTER (age = 0), max(high) FILTER (age = 0) "
+        "FROM aged_versions v LEFT JOIN product_names n ON v.account = n.account AND v.product_key = n.product_key "
         f"GROUP BY v.account, v.product_key, module ORDER BY sum(devices) DESC, module LIMIT {MAX_ROLLOUTS}"
     ).fetchall()
     rollouts = tuple(_without_state(row, runs) for row in rows)
     total = database.execute(
         "SELECT count(DISTINCT module), sum(devices)::BIGINT, "
-        "coalesce(sum(devices) FILTER (version_order = 'older'), 0)::BIGINT FROM versions"
+        "coalesce(sum(devices) FILTER (age > 0 AND target IS NOT NULL), 0)::BIGINT FROM aged_versions"
     ).fetchall()
     return Rollouts(rollouts, {"unknown": StateCount(*total[0])} if rollouts else {})
 
@@ -92,11 +107,12 @@ def _without_state(row: Sequence[Any], runs: int) -> Rollout:
     """Return the rollout of a row of the query above."""
     account, product_key, product_name, module_name, devices, target, on_target, low, high = row
     share = None if target is None else on_target / devices
+    reason: UnknownReason = "no_order" if target is None else "short_history" if runs == 1 else "imprecise"
     return Rollout(
         account, product_key, product_name, module_name, devices, target, None if target is None else "newest",
         released_at=None, on_target=on_target, behind=0 if target is None else devices - on_target, share=share,
         low=share if low is None else low, high=share if high is None else high, change=None, state="unknown",
-        reason="no_order" if target is None else "short_history", runs_in_state=1, expected_at=None, no_date=None,
+        reason=reason, runs_in_state=1, expected_at=None, no_date=None,
         shares=(*[None] * (runs - 1), share),
     )  # fmt: skip
 

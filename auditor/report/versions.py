@@ -13,7 +13,7 @@ from pathlib import Path
 import duckdb
 
 from auditor.analysis.history import RunSummary, read_history, summarize_warnings
-from auditor.analysis.rollouts import Rollouts, rollouts_of
+from auditor.analysis.rollouts import Rollouts, define_targets, rollouts_of
 from auditor.models import RunWarning
 from auditor.query.snapshot import RunSnapshot
 from auditor.query.version_order import define_newest_versions
@@ -22,6 +22,7 @@ from auditor.report.coverage import run_labels
 from auditor.report.model import AGES, PastRun, VersionSection, VersionShare
 from auditor.runs.folder import StoredRun
 from auditor.runs.manifest import Manifest
+from auditor.runs.views import no_rows
 from auditor.storage.database import load_rows, result_rows, scalar, sql_literal, sql_read_path
 
 MAX_ROWS = 3_000
@@ -103,7 +104,11 @@ def _texts(*columns: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EarlierRuns:
-    """The runs of a report, the oldest first and the reported one last, their rollouts, and warnings about them."""
+    """The runs of a report, the oldest first and the reported one last, and warnings about them.
+
+    Attributes:
+        rollouts: those of the reported run; None: it is not sealed, or is of the first devices, so it has no states.
+    """
 
     runs: tuple[PastRun, ...]
     rollouts: Rollouts | None = None
@@ -115,11 +120,11 @@ def read_earlier_runs(
 ) -> EarlierRuns:
     """Read the earlier runs of the same name and the rollouts of the reported run.
 
-    Defines ``earlier_rows``, the inventories of these runs, each with the ``number`` of its run; and
-    ``marked_versions``, the versions of modules with a target, with the columns of ``define_target_marks``.
+    Defines ``earlier_rows``, the inventories of these runs, each with the ``number`` of its run; and, if any run has
+    rollouts, ``marked_versions``: the versions of modules, with the columns of ``define_target_marks``.
 
     Args:
-        database: the database for the table.
+        database: the database for the tables, with ``versions``.
         run: the reported run, in whichever directory it is.
         directory: the directory with the earlier runs.
         work: a folder for intermediate files.
@@ -127,14 +132,17 @@ def read_earlier_runs(
     Raises:
         RunFolderError: the directory cannot be read.
     """
-    rows, marks = work / "history.parquet", work / "marks.parquet"
+    rows, marks, versions = (work / f"{name}.parquet" for name in ("history", "marks", "versions"))
     with read_history(directory, limit=MAX_RUNS, until=StoredRun(run.manifest, run.folder)) as history:
         history.table.write(rows, "parquet")
         # Without its own rollouts, those of another run would be returned.
         manifest = history.stored[-1].manifest
         counts = history.runs[-1].sealed and manifest.fleet.limit is None and manifest.devices.answered > 0
         rollouts = rollouts_of(history) if counts else None
-        if rollouts is not None:
+        if not counts:
+            database.execute(f"COPY versions TO {sql_literal(versions)} (FORMAT parquet)")
+        marked = counts or define_targets(history, versions)
+        if marked:
             history.cursor().execute(
                 "COPY (SELECT account, product_key, module_name, module_version, on_target, is_target "
                 f"FROM rollout_versions JOIN target_marks USING (version)) TO {sql_literal(marks)} (FORMAT parquet)"
@@ -147,7 +155,7 @@ def read_earlier_runs(
         "CREATE TABLE earlier_rows AS SELECT number, account, product_key, module_name, module_version, devices "
         f"FROM read_parquet({sql_read_path(rows)}) JOIN earlier_runs USING (started_at)"
     )
-    if rollouts is not None:
+    if marked:
         database.execute(f"CREATE TABLE marked_versions AS FROM read_parquet({sql_read_path(marks)})")
     return EarlierRuns((*runs, reported_run(run)), rollouts, tuple(summarize_warnings(earlier, "earlier runs")))
 
@@ -182,18 +190,19 @@ def define_version_ages(database: duckdb.DuckDBPyConnection, last: int, work: Pa
     """Define ``version_rows``: the devices of each version by run, with the version's age and its place in the order.
 
     Its columns are run, module (as in ``versions``), module_version, devices, age (a place in ``AGES``, or -1) and
-    place (the newest first). A module's target is that of its rollout; without rollouts, its newest version.
+    place (the newest first). A module's target is that of its rollout; a module without one has its newest version.
+    Defines ``module_targets``, too: the target of each module that has one.
 
     Args:
-        database: with the tables ``versions``, ``modules_in_use``, ``earlier_rows``, and ``marked_versions`` if the
-            rollouts of the reported run were read.
+        database: with the tables ``versions``, ``modules_in_use``, ``earlier_rows``, and ``marked_versions`` if any run
+            has rollouts.
         last: number of the reported run, which comes after those of ``earlier_rows``.
         work: a folder for intermediate files.
     """
     database.execute(
         f"""
       CREATE TABLE counted_versions AS
-      SELECT run, module, {_cut("text")} AS module_version, sum(devices)::BIGINT AS devices
+      SELECT run, module, {cut_version("text")} AS module_version, sum(devices)::BIGINT AS devices
       FROM (
         SELECT number AS run, module, module_version AS text, e.devices FROM earlier_rows e JOIN modules_in_use m
           ON e.account = m.account AND e.product_key IS NOT DISTINCT FROM m.product_key
@@ -204,6 +213,10 @@ def define_version_ages(database: duckdb.DuckDBPyConnection, last: int, work: Pa
     )
     _define_marks(database)
     database.execute(
+        "CREATE TABLE module_targets AS "
+        "SELECT module, min(module_version) AS target FROM module_marks WHERE is_target GROUP BY module"
+    )
+    database.execute(
         "CREATE TABLE numbered_versions AS SELECT row_number() OVER (ORDER BY m.devices DESC, module, module_version) "
         "AS number, module, module_version FROM (SELECT DISTINCT module, module_version FROM counted_versions) "
         "JOIN modules_in_use m USING (module)"
@@ -211,9 +224,7 @@ def define_version_ages(database: duckdb.DuckDBPyConnection, last: int, work: Pa
     columns = "{'number': 'BIGINT', 'age': 'BIGINT', 'place': 'BIGINT'}"
     rows = result_rows(database.cursor().execute(
         "SELECT number, module, module_version, on_target, target FROM numbered_versions "
-        "LEFT JOIN module_marks USING (module, module_version) LEFT JOIN ("
-        "SELECT module, min(module_version) AS target FROM module_marks WHERE is_target GROUP BY module"
-        ") USING (module) ORDER BY number"
+        "LEFT JOIN module_marks USING (module, module_version) LEFT JOIN module_targets USING (module) ORDER BY number"
     ))  # fmt: skip
     load_rows(database, "version_ages", columns, work / "version_ages", _age_lines(rows))
     database.execute(
@@ -225,22 +236,30 @@ def define_version_ages(database: duckdb.DuckDBPyConnection, last: int, work: Pa
 
 def _define_marks(database: duckdb.DuckDBPyConnection) -> None:
     """Define ``module_marks``: module, module_version, whether it is ``on_target``, and whether it ``is_target``."""
-    if database.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'marked_versions'").fetchone() is None:
-        # The order of the versions says which others are on the target.
-        query = (
-            f"SELECT module, max({_cut('module_version')}) AS module_version, NULL::BOOLEAN AS on_target, "
-            "true AS is_target FROM versions WHERE version_order = 'newest' GROUP BY module"
-        )
-    else:
-        query = (
-            f"SELECT m.module, {_cut('v.module_version')} AS module_version, bool_and(on_target) AS on_target, "
-            "bool_or(is_target) AS is_target FROM marked_versions v JOIN modules_in_use m ON v.account = m.account "
-            "AND v.product_key IS NOT DISTINCT FROM m.product_key AND lower(v.module_name) = m.module_key GROUP BY ALL"
-        )
-    database.execute(f"CREATE TABLE module_marks AS {query}")
+    marked = database.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'marked_versions'").fetchone()
+    rows = "FROM marked_versions" if marked is not None else no_rows(_MARKS)
+    database.execute(
+        f"CREATE TABLE module_marks AS "
+        f"SELECT m.module, {cut_version('v.module_version')} AS module_version, bool_and(on_target) AS on_target, "
+        f"bool_or(is_target) AS is_target FROM ({rows}) v JOIN modules_in_use m ON v.account = m.account "
+        "AND v.product_key IS NOT DISTINCT FROM m.product_key AND lower(v.module_name) = m.module_key GROUP BY ALL"
+    )
+    # The order of the versions says which others of the module are on the target.
+    database.execute(
+        f"INSERT INTO module_marks SELECT module, max({cut_version('module_version')}), NULL, true FROM versions "
+        "ANTI JOIN module_marks USING (module) WHERE version_order = 'newest' GROUP BY module"
+    )
 
 
-def _cut(column: str) -> str:
+_MARKS = {
+    **dict.fromkeys(("account", "product_key", "module_name", "module_version"), "VARCHAR"),
+    **dict.fromkeys(("on_target", "is_target"), "BOOLEAN"),
+}
+"""Columns of ``marked_versions``."""
+
+
+def cut_version(column: str) -> str:
+    """Return the SQL of a version as ``version_rows`` has it."""
     return f"CASE WHEN length({column}) > {MAX_LENGTH} THEN left({column}, {MAX_LENGTH}) || '…' ELSE {column} END"
 
 

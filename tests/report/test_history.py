@@ -19,7 +19,7 @@ from auditor.runs.manifest import MANIFEST
 from auditor.storage.database import sql_literal, sql_read_path
 from tests.database import connect
 from tests.report.pages import parse_html, parse_page
-from tests.runs.run_folders import build, edit_manifest, named, ok
+from tests.runs.run_folders import build, edit_manifest, named, ok, running
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 FLEET = [named(n) for n in range(6)]
@@ -111,6 +111,30 @@ def test_version_that_was_rolled_back_is_still_the_target(tmp_path: Path) -> Non
     assert (detail.rollout.target, detail.rollout.state, detail.rollout.on_target) == ("2.0", "rolled_back", 0)
     assert [(each.version, each.age) for each in detail.versions] == [("2.0", 0), ("1.1", 1), ("1.0", 2)]
     assert page.rollouts.ages == ((3, 0, 3, 0, 0), (0, 3, 3, 0, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("answers", "target", "on_target", "behind"),
+    [
+        (["1.0", "1.0"], "2.0", 0, 2),  # the newest version of its own answers is not the target
+        (["2.0", "1.0", "1.0"], "2.0", 1, 2),
+        (["3.0", "2.0", "1.0"], "3.0", 1, 2),  # a rollout that began since the run before
+    ],
+)
+def test_the_target_of_a_run_that_was_killed_is_that_of_the_runs_before(
+    tmp_path: Path, answers: list[str], target: str, on_target: int, behind: int
+) -> None:
+    build_run(tmp_path / "runs" / "before", 20, "2.0", "2.0", "2.0", "1.0", "1.0", "1.0")
+    killed = tmp_path / "runs" / "killed"
+    running(killed, FLEET, [ok(device, ("BLE", version)) for device, version in zip(FLEET, answers, strict=False)])
+    edit_manifest(killed, lambda manifest: replace(manifest, started_at="2026-11-21T02:00:00.000Z"))
+    page = build_report(killed, now=NOW).rollouts
+    (detail,) = page.rollouts
+    assert (detail.rollout.target, detail.rollout.on_target, detail.rollout.behind) == (target, on_target, behind)
+    assert (detail.rollout.state, detail.rollout.reason) == ("unknown", "imprecise")
+    assert (page.on_target, page.devices) == (on_target, on_target + behind)
+    assert [(count.devices, count.behind) for count in page.by_state.values()] == [(on_target + behind, behind)]
 
 
 def limit(folder: Path) -> None:
