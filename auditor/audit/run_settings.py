@@ -139,7 +139,7 @@ def resume_settings(
     else:
         settings = settings_of(folder, manifest)
         _refuse_credentials(folder, manifest, settings)
-        objections.append("its settings are not among those of your own earlier runs")
+        objections.append(f"its settings are not among those of your own earlier runs, in {_settings_directory()}")
     if objections:
         _require_trust(folder, settings, objections, trust, own=given is not None, advise=given is None and not lasting)
         if not quiet:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from auditor.models import RunWarning
-    from auditor.runs.folder import Preference, StoredRun
+    from auditor.runs.folder import Preference, RunCatalog, StoredRun
     from auditor.runs.manifest import Manifest
     from auditor.storage.tables import ResultTable
 
@@ -187,19 +187,20 @@ def describe_older_run(run: "StoredRun", newest: "StoredRun") -> str:
     return f"reading {run.folder}, {role}; {newest.folder.name} is newer, and {_describe_state(newest)}"
 
 
-def note_unsuccessful(directory: Path, run: "StoredRun") -> None:
-    """Print a note if a run that is compared is not successful, or a newer one has not ended."""
-    from auditor.runs.folder import RunCatalog
-
-    catalog, notes = RunCatalog(directory), list[str]()
+def note_newer(catalog: "RunCatalog", run: "StoredRun", doing: str = "reading") -> None:
+    """Print a note if a newer run of the name of a run that is read has not ended."""
     newest = catalog.latest(run.manifest.name)
     if newest is not None and not newest.ended and newest.manifest.started_at > run.manifest.started_at:
-        notes.append(f"comparing {run.folder.name}; {newest.folder.name} is newer, and {_describe_state(newest)}")
+        newer = f"{newest.folder.name} is newer, and {_describe_state(newest)}"
+        print_notes([f"{doing} {run.folder.name}; {newer}"])
+
+
+def note_unsuccessful(catalog: "RunCatalog", run: "StoredRun") -> None:
+    """Print a note if a run that is compared is not successful, and an older one is."""
     successful = catalog.latest(run.manifest.name, successful=True)
     if not run.is_success and successful is not None and successful.manifest.started_at < run.manifest.started_at:
         found = f"{run.folder.name} {_describe_state(run)}"
-        notes.append(f"{found}; the newest successful run is {successful.folder.name}")
-    print_notes(notes)
+        print_notes([f"{found}; the newest successful run is {successful.folder.name}"])
 
 
 def _describe_state(run: "StoredRun") -> str:

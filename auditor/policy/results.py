@@ -66,6 +66,8 @@ def collect_results(
         unanswered = counts["not_seen"] + counts["unsampled"]
         if sum(counts.values()) == unanswered and (numbers.get((at, SEEN), 0) or not unanswered):
             detail = f'rule "{rule.name}" matches nothing in this run: check its patterns'
+            if unanswered:
+                detail = f'rule "{rule.name}" matches nothing that answered: check its patterns, or query the others'
             if isinstance(rule.condition, Released):
                 detail += ", and whether the settings have released = true"
             unmatched.append(RunWarning("unmatched_rule", "", detail))

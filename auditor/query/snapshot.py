@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,6 +24,7 @@ from auditor.storage.database import (
     borrow_database,
     error_reason,
     parquet,
+    scalar,
     with_enough_memory,
     write_parquet,
 )
@@ -112,6 +113,11 @@ def _open_snapshot(folder: Path, work: Path) -> RunSnapshot:
         for name, columns in TEXT_COLUMNS.items():
             _require_text(database, folder, source / name, columns)
         counts, sources = count_devices(database), count_sources(database)
+        if not sealed:
+            sent = scalar(database, "SELECT coalesce(sum(attempts), 0)::BIGINT FROM devices WHERE source = 'queried'")
+            # The manifest is older than the results.
+            requests = replace(manifest.requests, sent=max(sent, manifest.requests.sent))
+            manifest = replace(manifest, requests=requests)
     integrity = integrity_warnings(folder, manifest)
     warnings = (*completeness_warnings(folder, manifest, counts, sources.unsampled), *integrity)
     paths = (files / FLEET, source / DEVICES, source / MODULES)

@@ -167,9 +167,9 @@ def _describe_sampled(report: Report) -> str:
 
 def list_attention(report: Report) -> list[AttentionItem]:
     """Return what needs attention, by severity, then by number."""
-    running = report.manifest.state == "running"  # devices are pending, which is no failure
-    failing = [] if running else [each for each in report.problems.accounts if _fails(each)]
-    products = () if running else report.coverage.products
+    unfinished = report.manifest.state == "running" or _is_interrupted(report)  # pending devices are no failure
+    failing = [] if unfinished else [each for each in report.problems.accounts if _fails(each)]
+    products = () if unfinished else report.coverage.products
     names = {each.name for each in failing}
     items = [
         *_warning_items(report),
@@ -179,11 +179,17 @@ def list_attention(report: Report) -> list[AttentionItem]:
         *_rollback_items(report),
         *_stalled_items(report),
         *(_product_item(report, each) for each in products if _lacks_answers(each, names)),
-        *(() if running else _unknown_items(report, names)),
+        *(() if unfinished else _unknown_items(report, names)),
         *_newer_items(report),
         *_stale_items(report),
     ]
     return sorted(items, key=lambda each: (_RANKS[each.severity], -each.number))
+
+
+def _is_interrupted(report: Report) -> bool:
+    """Return whether a signal ended the run before every device was queried."""
+    reason = report.manifest.exit_reason
+    return reason is not None and reason.code == "interrupted" and not report.manifest.is_success
 
 
 def _fails(account: AccountEffort) -> bool:
@@ -234,6 +240,8 @@ def _run_items(report: Report, *, explained: bool) -> Iterator[AttentionItem]:
     elif manifest.state == "running":
         evidence = "Its numbers do not cover the whole fleet"
         yield item("warning", "…", "The audit is in progress, or was killed", evidence, "continue it if it was killed")
+    elif _is_interrupted(report):
+        yield item("error", "✕", "The audit was interrupted", manifest.describe_unanswered(), "continue it")
     elif unanswered and not explained and not is_tolerated(manifest):
         failure = next(iter(report.problems.failures), None)
         reason = "" if failure is None else f"; most failed with {failure.code}: {failure.message}"

@@ -424,7 +424,8 @@ def find_stored_run(path: Path, preference: Preference = "newest") -> tuple[Stor
             catalog = RunCatalog(directory)
             catalog.log_unreadable()
             run = catalog.refer(path.name)
-            return run, run
+            newest = catalog.latest(run.manifest.name) if path.name == "last" else None
+            return run, newest or run
     catalog = RunCatalog(path)
     catalog.log_unreadable()
     newest, preferred = catalog.latest(), catalog.preferred(preference)

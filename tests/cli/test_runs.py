@@ -153,13 +153,19 @@ def test_a_killed_run_has_the_devices_of_its_files_and_is_called_killed(
     assert "devices: killed: 2 devices: 1 ok, 0 empty, 0 not found, 0 failed, 1 pending" in lines
     assert auditor(capsys, "runs")[0][1].split()[1:5] == ["killed", "2", "0", "1"]
     (row,) = json.loads("\n".join(auditor(capsys, "runs", "--format", "json", "--limit", "1")[0]))["runs"]
-    assert (row["ok"], row["pending"]) == (1, 1)
+    assert (row["state"], row["ok"], row["pending"]) == ("killed", 1, 1)
     assert any(line.split()[2:7] == ["?", "killed", "2", "1", "0"] for line in auditor(capsys, "history")[0])
     with RunLock(folder):
         assert auditor(capsys, "runs")[0][1].split()[1] == "running"
     note = f"{folder.name} is newer, and was killed before its end"
-    for words in (("inventory", "audits"), ("diff", "--since", "last~1"), ("diff", "--last")):
-        assert note in auditor(capsys, *words)[1], words
+    for words in (
+        *(("inventory", path) for path in ("audits", "audits/last")),
+        ("diff", "--since", "last~1"),
+        ("diff", "--last"),
+        ("device", "device0000", "audits"),
+    ):
+        assert auditor(capsys, *words)[1].count(note) == 1, words
+    assert note not in auditor(capsys, "inventory", "audits/last~1")[1], "an older run is meant"
 
 
 def test_a_part_of_the_fleet_is_named_where_runs_are_shown(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

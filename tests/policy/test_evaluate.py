@@ -504,9 +504,11 @@ def test_hostile_names_are_evaluated_unchanged(tmp_path: Path) -> None:
 
 def test_a_rule_that_matches_nothing_causes_a_warning_unless_nothing_answered(tmp_path: Path) -> None:
     run = build(tmp_path / "run", [named(0), named(1, product="p2")], [ok(named(0), ("ble", "1"))]).folder
-    unmatched = RunWarning("unmatched_rule", "", 'rule "r" matches nothing in this run: check its patterns')
-    assert evaluate(run, rule(Minimum("1"), modules=("bel",)))[2][1:] == (unmatched,)
-    assert evaluate(run, rule(Minimum("1"), products=("q*",)))[2][1:] == (unmatched,)
+    detail = 'rule "r" matches nothing that answered: check its patterns, or query the others'
+    assert evaluate(run, rule(Minimum("1"), modules=("bel",)))[2][1:] == (RunWarning("unmatched_rule", "", detail),)
+    detail = 'rule "r" matches nothing in this run: check its patterns'
+    for other in (rule(Minimum("1"), products=("q*",)), rule(Minimum("1"), modules=("bel",), products=("p1",))):
+        assert evaluate(run, other)[2][1:] == (RunWarning("unmatched_rule", "", detail),)
     assert evaluate(run, rule(Minimum("1"), products=("p2",)))[2][1:] == ()
     assert evaluate(run, rule(Minimum("1")))[2][1:] == ()
 

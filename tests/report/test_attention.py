@@ -185,6 +185,15 @@ def test_a_newer_run_that_failed_is_first(tmp_path: Path) -> None:
     assert titles(build_report(newest.parent / "night3", now=NOW)) == [], "a trial of a part of the fleet"
 
 
+def test_a_run_that_a_signal_ended_is_called_interrupted_and_no_account_is_blamed(tmp_path: Path) -> None:
+    reason = ExitReason("interrupted", "interrupted by SIGTERM")
+    answers = [each for each in answer(4) if each.device.account == "us"][:10]
+    folder = nights(tmp_path, *answers, state="partial", exit_code=130, exit_reason=reason)
+    (item,) = list_attention(build_report(folder, now=NOW))
+    assert (item.severity, item.title, item.number) == ("error", "The audit was interrupted", 30)
+    assert [command.purpose for command in item.commands] == ["continue it"]
+
+
 def test_a_newer_run_that_was_killed_is_first_and_one_in_progress_is_not_there(tmp_path: Path) -> None:
     newest = nights(tmp_path, state="running", exit_code=None, exit_reason=None)
     (item,) = list_attention(build_report(newest.parent / "night3", now=NOW))

@@ -21,6 +21,7 @@ from auditor.cli.options import (
 from auditor.cli.output import (
     FormatOption,
     emit,
+    note_newer,
     print_notes,
     print_rows,
     print_warnings,
@@ -172,6 +173,7 @@ def device(
         Product key, if several products have a device of this name.
     """
     from auditor.analysis.device_timeline import read_timeline
+    from auditor.runs.folder import RunCatalog
 
     resolved = resolve_format(format, out)
     if not directory.exists() and os.path.isdir(name):  # noqa: PTH112  false for what is no path
@@ -179,6 +181,7 @@ def device(
         raise UsageError(f"{directory}: no such directory; the device comes first: {command}")
     with read_timeline(directory, name, account=account, product_key=product) as found:
         zone = table_zone(found.run.manifest, local_time=local_time)
+        note_newer(RunCatalog(directory), found.run)
         print_notes(show_times(each, zone) for each in (*found.devices, *found.notes))
         emit(resolved, out, show=lambda: print_rows(found.table, brief=True, zone=zone), write=found.table.write)
         if found.recorded == 0:

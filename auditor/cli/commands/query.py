@@ -33,6 +33,7 @@ from auditor.cli.output import (
     describe_older_run,
     describe_starts,
     emit,
+    note_newer,
     note_unsuccessful,
     print_notes,
     print_rows,
@@ -224,7 +225,7 @@ def diff(
     from auditor.analysis.device_selection import NET_CHANGES
     from auditor.analysis.drift import CHANGES, latest_pair
     from auditor.analysis.sample_drift import SHARE_CHANGES
-    from auditor.runs.folder import DEFAULT_DIRECTORY, StoredRun
+    from auditor.runs.folder import DEFAULT_DIRECTORY, RunCatalog, StoredRun
     from auditor.runs.manifest import read_manifest
 
     options = _DiffOptions(
@@ -247,7 +248,10 @@ def diff(
     if last and new is None:
         directory = old or DEFAULT_DIRECTORY
         pair = latest_pair(directory)
-        note_unsuccessful(directory, StoredRun(read_manifest(pair[1]), pair[1]))
+        newer = StoredRun(read_manifest(pair[1]), pair[1])
+        catalog = RunCatalog(directory)
+        note_newer(catalog, newer, "comparing")
+        note_unsuccessful(catalog, newer)
         return _diff_runs(*pair, options)
     if last or old is None or new is None:
         raise UsageError("give two runs, OLD and NEW, or --last or --since and a directory of runs")
@@ -298,13 +302,16 @@ def _diff_since(directory: Path, since: str, options: _DiffOptions) -> int:
     from auditor.analysis.device_selection import NET_CHANGES
     from auditor.analysis.net_changes import read_changes_since
     from auditor.cli.render_runs import describe_net_changes
+    from auditor.runs.folder import RunCatalog
 
     if unknown := [change for change in options.fail_on if change not in NET_CHANGES]:
         raise UsageError(f"--fail-on {','.join(unknown)}: --since counts {', '.join(NET_CHANGES)}")
     with read_changes_since(
         directory, since, criteria=options.criteria, changes=options.changed, group_by=options.groups
     ) as found:
-        note_unsuccessful(directory, found.new)
+        catalog = RunCatalog(directory)
+        note_newer(catalog, found.new, "comparing")
+        note_unsuccessful(catalog, found.new)
         print_warnings(found.warnings)
         table = found.devices if options.devices else found.versions
         _emit_changes(table if found.groups is None else found.groups, options)
