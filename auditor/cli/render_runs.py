@@ -149,7 +149,8 @@ def _describe_age(at: str) -> str:
 def _describe_end(run: StoredRun) -> str:
     if run.manifest.finished_at is None:
         return ""
-    took = "" if run.seconds is None else f" ({format_duration(run.seconds)})"
+    pauses = " with pauses" if run.manifest.resumed_at else ""
+    took = "" if run.seconds is None else f" ({format_duration(run.seconds)}{pauses})"
     return f", ended: {_format_minute(run.manifest.finished_at)}{took}"
 
 

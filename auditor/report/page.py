@@ -267,7 +267,8 @@ def _run_duration(report: Report) -> str:
     started, finished = map(parse_manifest_time, (report.manifest.started_at, report.manifest.finished_at))
     if started is None or finished is None:
         return UNKNOWN
-    return format_duration(max(0.0, (finished - started).total_seconds()))
+    pauses = " with pauses" if report.manifest.resumed_at else ""
+    return f"{format_duration(max(0.0, (finished - started).total_seconds()))}{pauses}"
 
 
 def _answer_ages(report: Report) -> list[tuple[str, str, str, int]]:

@@ -168,6 +168,17 @@ def test_a_killed_run_has_the_devices_of_its_files_and_is_called_killed(
     assert note not in auditor(capsys, "inventory", "audits/last~1")[1], "an older run is meant"
 
 
+def test_the_duration_of_a_resumed_run_says_that_it_has_pauses(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_manifest(directory / NEWEST, lambda manifest: replace(manifest, finished_at="2026-11-25T04:00:00.000Z"))
+    assert auditor(capsys, "status")[0][1].endswith("ended: 2026-11-25 04:00 UTC (2:00:00)")
+    edit_manifest(directory / NEWEST, lambda manifest: replace(manifest, resumed_at=("2026-11-25T03:59:00.000Z",)))
+    assert auditor(capsys, "status")[0][1].endswith("ended: 2026-11-25 04:00 UTC (2:00:00 with pauses)")
+    assert main(["report", f"audits/{NEWEST}", "-o", "page.html"]) == 0
+    assert "requests in 2:00:00 with pauses" in Path("page.html").read_text()
+
+
 def test_a_part_of_the_fleet_is_named_where_runs_are_shown(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit_manifest(directory / NEWEST, lambda manifest: replace(manifest, fleet=replace(manifest.fleet, limit=3)))
     assert "complete, not the whole fleet" in auditor(capsys, "runs")[0][1]

@@ -189,6 +189,7 @@ def test_modules_are_unknown_whose_devices_have_no_answer(tmp_path: Path) -> Non
     assert page.rollouts.unknown_by_account == {"eu": 1}
     text = parse_html(render_html(page)).text
     assert "1 module is unknown in this run" in text
+    assert "only the modules that devices report in this one are counted" in text
     assert "2 of 8 devices have no answer, and 1 module is unknown." in text
     assert "Account eu: none of its 2 devices answered" in text
     assert "1 module of its products is unknown in this run" in text
