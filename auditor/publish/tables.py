@@ -18,13 +18,14 @@ import orjson
 from auditor.errors import RunFolderError
 from auditor.query.change_log import CHANGE_COLUMNS
 from auditor.query.run_views import run_row
-from auditor.query.snapshot import RunSnapshot, snapshot_database
 from auditor.runs.attributes import ATTRIBUTES_TYPE
 from auditor.runs.estimates import define_estimates
-from auditor.runs.folder import CHANGES, StoredRun, is_sealed
+from auditor.runs.folder import CHANGES, FLEET, MODULES, READ_BY_QUERIES, StoredRun, is_sealed
 from auditor.runs.manifest import Manifest, read_manifest
 from auditor.runs.views import define_sealed_views, no_rows, parquet_of_run
-from auditor.storage.database import Database, sql_literal
+from auditor.storage.database import READING_MEMORY, Database, borrow_database, sql_literal
+from auditor.storage.descriptors import pin_files
+from auditor.storage.files import private_folder, translate_os_errors
 from auditor.storage.tables import translate_read_errors
 from auditor.text.formatting import escape_undecodable, parse_manifest_time
 
@@ -224,15 +225,15 @@ class PublishedRun:
 
     Attributes:
         name: name of its folder, by which a destination has it once.
-        snapshot: its rows.
-        database: has the views that ``query`` defines.
+        files: folder to read its files from, which do not change while they are read.
+        database: has the views of the sealed files, and those that ``query`` defines.
     """
 
     name: str
     folder: Path
     manifest: Manifest
     night: str
-    snapshot: RunSnapshot
+    files: Path
     database: Database
     _defined: set[PublishedTable] = field(default_factory=set)
 
@@ -278,34 +279,33 @@ def open_published(folder: Path) -> Iterator[PublishedRun]:
     started_at = parse_manifest_time(manifest.started_at)
     if started_at is None:
         raise RunFolderError(f"{folder}: cannot be published: its start {manifest.started_at!r} is no time")
-    with snapshot_database("publish", folder, threads=1) as (run, database, _):
-        published = PublishedRun(run_name(folder), folder, manifest, started_at.date().isoformat(), run, database)
-        with translate_read_errors(folder):
-            define_sealed_views(database, _files(run))
-            define_estimates(database, _files(run))
-        yield published
-
-
-def _files(run: RunSnapshot) -> Path:
-    return run.files or run.folder
+    with private_folder("publish") as work:
+        with translate_os_errors(f"{folder}: cannot be read", RunFolderError):
+            files = pin_files(folder, READ_BY_QUERIES, work)
+        with borrow_database(work / "spill", READING_MEMORY) as database:
+            with translate_read_errors(folder):
+                define_sealed_views(database, files)
+            yield PublishedRun(run_name(folder), folder, manifest, started_at.date().isoformat(), files, database)
 
 
 def _define_view(published: PublishedRun, table: PublishedTable) -> None:
     """Define the view ``published_runs``, ``published_devices`` and so on."""
-    run, database = published.snapshot, published.database
+    files, database = published.files, published.database
     match table:
         case "runs":
             source = _run_query(published)
         case "devices":
             source = "FROM devices"
         case "modules":
-            source = f"SELECT *, file_row_number AS ordinal FROM {_numbered(database, run.modules)}"
+            source = f"SELECT *, file_row_number AS ordinal FROM {_numbered(database, files / MODULES)}"
         case "inventory":
+            parquet_of_run(database, files / FLEET)  # which the estimates of a sample read
+            define_estimates(database, files)
             source = "SELECT *, row_number() OVER () - 1 AS ordinal FROM inventory"
         case "rollouts":
             source = _define_rollouts(published)
         case "changes":
-            source = _changes_query(database, _files(run), run.manifest)
+            source = _changes_query(database, files, published.manifest)
     database.execute(f"CREATE VIEW published_{table} AS {_select(published, TABLES[table], source)}")
 
 

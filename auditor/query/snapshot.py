@@ -86,16 +86,14 @@ def open_snapshot(folder: Path, work: Path) -> RunSnapshot:
 
 
 @contextmanager
-def snapshot_database(
-    purpose: str, folder: Path, *, threads: int = READING_THREADS
-) -> Iterator[tuple[RunSnapshot, Database, Path]]:
+def snapshot_database(purpose: str, folder: Path) -> Iterator[tuple[RunSnapshot, Database, Path]]:
     """Open a run's rows as they are now, and an empty database to query them with; see ``temporary_database``.
 
     The database is the one that the rows were counted with: another one would take a tenth of a short command.
     """
     with private_folder(purpose) as work:
         run = open_snapshot(folder, work / "rows")
-        with borrow_database(work / "spill", READING_MEMORY, threads) as database:
+        with borrow_database(work / "spill", READING_MEMORY, READING_THREADS) as database:
             yield run, database, work
 
 
