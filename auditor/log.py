@@ -6,6 +6,7 @@ of an event of ``EVENTS``, and values. People read the sentence of the event, an
 
 import sys
 from collections.abc import Callable
+from threading import Lock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -111,11 +112,20 @@ LINE_EVENTS = {
 class Log:
     """Writes messages as structlog is configured; to standard error if it is not, since standard output is for data."""
 
-    _configure: Callable[[], None] | None = None
+    def __init__(self) -> None:
+        self._configure: Callable[[], None] | None = None
+        self._lock = Lock()
 
     def configure_by(self, configure: Callable[[], None] | None) -> None:
         """Call ``configure``, which configures structlog, when the next message is written; None: call nothing."""
         self._configure = configure
+
+    def configure(self) -> None:
+        """Configure structlog now, if that is due. An audit does so at its start: later, descriptors may be short."""
+        with self._lock:
+            if (configure := self._configure) is not None:
+                configure()
+                self._configure = None
 
     def info(self, event: str, **values: object) -> None:
         """Write what happens as expected."""
@@ -132,9 +142,8 @@ class Log:
     def _logger(self) -> "FilteringBoundLogger":
         import structlog
 
-        if (configure := self._configure) is not None:
-            self._configure = None
-            configure()
+        if self._configure is not None:
+            self.configure()
         if structlog.is_configured():
             configured: FilteringBoundLogger = structlog.get_logger()
             return configured

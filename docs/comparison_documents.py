@@ -3,7 +3,7 @@
 from typing import Literal
 
 import msgspec
-from documents import RunCoverage, RunHead, WarningMessage
+from documents import RunCoverage, RunHead, ShownState, WarningMessage
 from msgspec import UNSET, UnsetType
 
 from auditor.analysis.rollout_states import RolloutState, UnknownReason
@@ -219,7 +219,7 @@ class HistoryRun(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     run: str
-    state: State
+    state: ShownState
     started_at: Timestamp
     sealed: bool
     devices: DeviceCounts

@@ -195,6 +195,10 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True):
     started_at: Timestamp
 
 
+ShownState = State | Literal["killed"]
+"""State of a run as lists show it: one that was killed has the state ``running`` in ``run.json``."""
+
+
 class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     """A run of a directory.
 
@@ -215,7 +219,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
 
     run: str
     name: str
-    state: State
+    state: ShownState
     started_at: str
     finished_at: str | None
     seconds: Seconds | None

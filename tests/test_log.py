@@ -4,9 +4,11 @@ import ast
 import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import module_from_spec, spec_from_file_location
 from io import StringIO
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -38,6 +40,24 @@ def test_without_a_configuration_messages_go_to_standard_error(capsys: pytest.Ca
     assert EVENTS["quota_shared"] in error
     assert "eu" in error
     assert not structlog.is_configured(), "a program that uses the library may still configure it"
+
+
+def test_threads_that_write_the_first_messages_wait_for_the_configuration() -> None:
+    written, configured = StringIO(), Event()
+
+    def configure() -> None:
+        configured.wait(0.2)  # the other threads are on their way
+        structlog.configure(
+            logger_factory=structlog.PrintLoggerFactory(written),
+            processors=[structlog.processors.KeyValueRenderer(key_order=["event"])],
+        )
+
+    log.configure_by(configure)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda number: log.error("account_stopped", number=number), range(4)))
+    assert sorted(written.getvalue().splitlines()) == [
+        f"event='account_stopped' number={number}" for number in range(4)
+    ]
 
 
 def test_a_configuration_is_respected_whenever_it_comes() -> None:

@@ -68,7 +68,8 @@ def match_devices(database: Database, old: RunSnapshot, new: RunSnapshot) -> Non
     for side, run in zip(SIDES, (old, new), strict=True):
         _define_devices(database, side, run)
     _define_pairs(database)
-    _define_listed(database, old.manifest, new.manifest)
+    for side, run in zip(SIDES, (old, new), strict=True):
+        define_listed(database, side, run.manifest)
     _define_unmatched(database)
     database.execute(
         "CREATE TABLE products AS SELECT row_number() OVER (ORDER BY account, product_key) AS product, * "
@@ -234,16 +235,23 @@ def _define_unique(database: Database, side: str) -> None:
     )
 
 
-def _define_listed(database: Database, old: Manifest, new: Manifest) -> None:
-    """Define what each run lists: ``listed_accounts``, and ``list_gaps``, products whose devices are not all listed."""
-    database.execute("CREATE TABLE listed_accounts (side VARCHAR, account VARCHAR)")
-    database.execute("CREATE TABLE list_gaps (side VARCHAR, account VARCHAR, product_key VARCHAR)")
-    for side, manifest in zip(SIDES, (old, new), strict=True):
-        for account, gaps in find_list_gaps(manifest).items():
-            if None not in gaps:
-                database.execute("INSERT INTO listed_accounts VALUES (?, ?)", [side, account])
-            for product_key in gaps:
-                database.execute("INSERT INTO list_gaps VALUES (?, ?, ?)", [side, account, product_key])
+def define_listed(database: Database, side: str, manifest: Manifest) -> None:
+    """Define ``{side}_listed``, accounts that a run lists, and ``{side}_list_gaps``, products listed in part."""
+    database.execute(f"CREATE OR REPLACE TABLE {side}_listed (account VARCHAR)")
+    database.execute(f"CREATE OR REPLACE TABLE {side}_list_gaps (account VARCHAR, product_key VARCHAR)")
+    for account, gaps in find_list_gaps(manifest).items():
+        if None not in gaps:
+            database.execute(f"INSERT INTO {side}_listed VALUES (?)", [account])
+        for product_key in gaps:
+            database.execute(f"INSERT INTO {side}_list_gaps VALUES (?, ?)", [account, product_key])
+
+
+def is_unlisted(rows: str, side: str) -> str:
+    """Return the SQL of whether a run, of which ``define_listed`` was called, may not list a device of ``rows``."""
+    return (
+        f"({rows}.account NOT IN (FROM {side}_listed) OR EXISTS (FROM {side}_list_gaps l "
+        f"WHERE l.account = {rows}.account AND coalesce(l.product_key = {rows}.product_key, true)))"
+    )
 
 
 def find_list_gaps(manifest: Manifest) -> dict[str, list[str | None]]:
@@ -281,7 +289,6 @@ def _define_unmatched(database: Database) -> None:
         "CREATE TABLE unmatched AS SELECT side, line, status, account, product_key, EXISTS ("
         "FROM (SELECT DISTINCT side, account, identity FROM unmatched_rows) other WHERE other.account = r.account "
         "AND other.side <> r.side AND (r.identity, other.identity) IN (('names', 'id'), ('id', 'names'))"
-        ") OR (account NOT IN (SELECT account FROM listed_accounts l WHERE l.side <> r.side)) "
-        "OR EXISTS (FROM list_gaps g WHERE g.side <> r.side AND g.account = r.account "
-        "AND coalesce(g.product_key = r.product_key, true)) AS ambiguous FROM unmatched_rows r"
+        f") OR CASE side WHEN 'old' THEN {is_unlisted('r', 'new')} ELSE {is_unlisted('r', 'old')} END AS ambiguous "
+        "FROM unmatched_rows r"
     )

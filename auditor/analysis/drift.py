@@ -211,6 +211,9 @@ def latest_pair(directory: str | Path) -> tuple[Path, Path]:
     catalog = RunCatalog(Path(directory))
     new = catalog.latest(ended=True)
     old = None if new is None else catalog.previous(new.manifest, new.folder)
+    if new is not None:  # one without answers says nothing of what changed
+        earlier = catalog.earlier(new.manifest, new.folder)
+        old = next((run for run in earlier if run.manifest.devices.answered), old)
     if new is None or old is None:
         raise RunFolderError(f"{directory}: no two ended runs of one name to compare")
     return old.folder, new.folder

@@ -341,7 +341,8 @@ def _describe_limits(run: RunSummary) -> Iterator[str]:
 
 
 def _run_object(run: RunSummary) -> dict[str, object]:
-    found = {"run": run.folder.name, "state": run.state, "started_at": run.started_at, "sealed": run.sealed}
+    state = "killed" if run.killed else run.state
+    found = {"run": run.folder.name, "state": state, "started_at": run.started_at, "sealed": run.sealed}
     found |= {"devices": asdict(run.devices), "warnings": warning_objects(run.warnings)}
     return found | ({"unsampled": run.unsampled} if run.unsampled else {})
 

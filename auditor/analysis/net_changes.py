@@ -303,7 +303,7 @@ _NET_CHANGES = """CREATE TABLE net_changes AS
       WHEN device_last = 'left' THEN 'left'
       WHEN device_first = 'joined' THEN 'joined'
       -- Nothing is known of the device in the first run.
-      WHEN first_change = 'seen' AND n.old_version IS NULL THEN 'not_seen'
+      WHEN device_first = 'seen' AND first_change = 'seen' AND n.old_version IS NULL THEN 'not_seen'
       WHEN n.old_version IS NOT DISTINCT FROM n.new_version
         THEN CASE WHEN device_last = 'not_seen' THEN 'not_seen' END
       WHEN n.old_version IS NULL THEN 'appeared'

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import duckdb
 
-from auditor.analysis.device_matching import ALL_NAMES, define_reported_versions, define_shared_ids, match_devices
+from auditor.analysis.device_matching import (
+    ALL_NAMES,
+    define_listed,
+    define_reported_versions,
+    define_shared_ids,
+    is_unlisted,
+    match_devices,
+)
 from auditor.analysis.drift import CHANGE, ORDERED, define_changes
 from auditor.errors import AuditorError, RunFolderError
 from auditor.log import log
@@ -110,7 +117,8 @@ def _snapshot(run: StoredRun) -> RunSnapshot:
 def _define_gaps(database: Database, previous: StoredRun) -> int:
     """Define ``gaps``: a device that the previous run did not see, its last known versions and their time.
 
-    ``gap_lines`` has the line of such a device in the previous run. Return the number of these devices.
+    ``gap_lines`` has the line of such a device in the previous run, or one after its last for a device that its
+    incomplete list does not have. Return the number of these devices.
     """
     path = previous.folder / CHANGES
     recorded = path.is_file() and file_info(path) in previous.manifest.files
@@ -129,7 +137,15 @@ def _define_gaps(database: Database, previous: StoredRun) -> int:
         f"JOIN (SELECT DISTINCT gap, {names} FROM {own}) USING ({names})"
         for names, own in ways.items()
     )
-    database.execute(f"CREATE TABLE gap_lines AS SELECT line, min(gap) AS gap FROM ({found}) GROUP BY line")
+    database.execute(f"CREATE TABLE gap_matches AS {found}")
+    database.execute("CREATE TABLE gap_lines AS SELECT line, min(gap) AS gap FROM gap_matches GROUP BY line")
+    define_listed(database, "old", previous.manifest)
+    database.execute(
+        "INSERT INTO gap_lines "
+        f"SELECT (SELECT count(*) FROM {rows}) + row_number() OVER (ORDER BY gap) - 1 AS line, gap FROM ("
+        "SELECT gap, any_value(account) AS account, any_value(product_key) AS product_key FROM gaps GROUP BY gap"
+        f") g ANTI JOIN gap_matches USING (gap) WHERE {is_unlisted('g', 'old')}"
+    )
     return scalar(database, "SELECT count(*) FROM gap_lines")
 
 
@@ -147,20 +163,25 @@ def _fill_gaps(database: Database, run: RunSnapshot, work: Path) -> tuple[RunSna
     devices, modules, further = work / f"old-{DEVICES}", run.modules, work / f"gaps-{MODULES}"
     write_parquet(
         database,
-        f"SELECT {_DEVICE_COLUMNS} FROM (SELECT r.* REPLACE (coalesce(k.status, r.status) AS status, "
-        "CASE WHEN k.line IS NULL THEN r.source ELSE 'carried' END AS source, "
-        "coalesce(k.answered_at, r.audited_at) AS audited_at) "
-        f"FROM {rows} r LEFT JOIN ({versions}) k ON r.file_row_number = k.line ORDER BY file_row_number)",
+        f"SELECT {_DEVICE_COLUMNS} FROM (SELECT r.* EXCLUDE (file_row_number) REPLACE ("
+        "coalesce(k.status, r.status) AS status, CASE WHEN k.line IS NULL THEN r.source ELSE 'carried' END AS source, "
+        "coalesce(k.answered_at, r.audited_at) AS audited_at), file_row_number AS line "
+        f"FROM {rows} r LEFT JOIN ({versions}) k ON r.file_row_number = k.line "
+        "UNION ALL BY NAME SELECT DISTINCT line AS ordinal, account, product_key, device_name, iot_id, status, "
+        "'carried' AS source, k.answered_at AS audited_at, line "
+        f"FROM ({versions}) k JOIN gap_lines USING (line) JOIN gaps USING (gap) "
+        f"WHERE line >= (SELECT count(*) FROM {rows})) ORDER BY line",
         devices,
     )
-    of_gaps = f"SELECT r.*, gap FROM {rows} r JOIN gap_lines ON file_row_number = line"
+    filled = parquet(devices, options="file_row_number=true")
+    of_gaps = f"SELECT r.*, gap FROM {filled} r JOIN gap_lines ON file_row_number = line"
     write_parquet(
         database,
         "SELECT d.account, d.product_key, d.device_name, d.iot_id, g.module_name, g.old_version AS module_version "
         f"FROM gaps g JOIN ({of_gaps}) d USING (gap) WHERE g.module_name IS NOT NULL",
         further,
     )
-    outdated = f"SELECT {ALL_NAMES} AS key FROM ({of_gaps}) WHERE status = 'ok'"
+    outdated = f"SELECT {ALL_NAMES} AS key FROM {rows} JOIN gap_lines ON file_row_number = line WHERE status = 'ok'"
     if scalar(database, f"SELECT count(*) FROM ({outdated})"):  # results that were carried from before the last known
         modules = work / f"old-{MODULES}"
         others = f"SELECT {_MODULE_COLUMNS}, {ALL_NAMES} AS key FROM {parquet(run.modules)}"

@@ -44,7 +44,7 @@ def define_rollout_tables(
     some_devices: bool,
     last_rows: Path | None = None,
 ) -> None:
-    """Define the tables above but ``update_counts``, from the table ``history``.
+    """Define the tables above but ``rollout_coverage`` and ``update_counts``, from the table ``history``.
 
     Args:
         database: with the table ``history`` of ``read_history``.
@@ -72,14 +72,13 @@ def define_rollout_tables(
       SELECT *, sum(devices) OVER (PARTITION BY run, account, product_key, module_name)::BIGINT AS reporting FROM (
         SELECT run, account, product_key, module_name, module_version, sum(devices)::BIGINT AS devices
         FROM ({counted}) GROUP BY ALL)""")
-    _define_coverage(database, runs)
     _define_releases(database, runs, selected, some_devices=some_devices)
     _define_versions(database, newest, started)
     query = "SELECT module AS group_id, version, module_version, in_use, is_released, created_at FROM rollout_versions"
     define_target_marks(database, query, work / "target_marks")
 
 
-def _define_coverage(database: Database, runs: Sequence[NumberedRun]) -> None:
+def define_coverage(database: Database, runs: Sequence[NumberedRun]) -> None:
     """Define ``rollout_coverage`` from the devices of the runs.
 
     A device without an answer that is named by its iot_id only may be of any product of its account. It counts for each

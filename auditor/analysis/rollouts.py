@@ -33,6 +33,7 @@ from auditor.analysis.rollout_states import (
 from auditor.analysis.rollout_targets import (
     UPDATE_STATES,
     NumberedRun,
+    define_coverage,
     define_rollout_tables,
     define_update_counts,
     rollout_rows_query,
@@ -226,6 +227,7 @@ def rollouts_of(
         define_rollout_tables(
             database, counting, thresholds.started, thresholds.selected, work, some_devices=history.selects_devices
         )
+        define_coverage(database, counting)
         define_update_counts(database, None if history.selects_devices else counting[-1])
         largest = heapq.nlargest(limit, read(), key=lambda each: each.devices)
     by_state = {state: StateCount(*(counts[state, place] for place in range(3))) for state in ROLLOUT_STATES}

@@ -178,7 +178,13 @@ def read_from(path: Path) -> Path:
     Raises:
         RunFolderError: it means none; see ``find_stored_run``.
     """
-    return _find_folder(path, "successful", describe_older_run)
+    from auditor.runs.folder import RunCatalog, StoredRun
+    from auditor.runs.manifest import read_manifest
+
+    folder = _find_folder(path, "successful", describe_older_run)
+    if path.name == "last" and not path.exists():
+        note_newer(RunCatalog(folder.parent), StoredRun(read_manifest(folder), folder))
+    return folder
 
 
 def describe_older_run(run: "StoredRun", newest: "StoredRun") -> str:

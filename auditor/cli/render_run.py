@@ -51,15 +51,16 @@ def print_inventory(
     sample: SampleSummary | None = None,
     ages: AnswerAges | None = None,
     now: datetime | None = None,
+    label: str | None = None,
 ) -> None:
-    """Print the inventory as a table, and a label that says whether the run is complete.
+    """Print the inventory as a table, and a label that says whether the run is complete; None: by its manifest.
 
     With ``sample``, print its estimates for the fleet; with ``ages``, the ages of the results at ``now``.
     """
     print_versions(versions, several_accounts=len(manifest.accounts) > 1, sampled=sample is not None)
     console = open_console()
     unsampled = manifest.unsampled if sample is None else sample.devices - sample.sampled - sample.never_activated
-    console.print(Text(f"\n{describe_coverage(manifest, devices, unsampled)}"))
+    console.print(Text(f"\n{describe_coverage(manifest, devices, unsampled, label=label)}"))
     estimates = () if sample is None else describe_sample_estimates(sample)
     for line in (*estimates, *_describe_freshness(manifest, ages, now)):
         console.print(Text(line))

@@ -12,6 +12,7 @@ from auditor.cli.render_history import describe_rollouts
 from auditor.cli.render_run import describe_coverage, describe_discovery, describe_releases
 from auditor.errors import RunFolderError, find_code, refer_to_code
 from auditor.query.describe import describe_next_steps, describe_recheck, describe_selection
+from auditor.query.freshness import overdue_interval
 from auditor.query.run import with_counted_devices
 from auditor.query.warnings import completeness_warnings, is_tolerated, state_label
 from auditor.runs.folder import RunCatalog, StoredRun, find_stored_run
@@ -21,6 +22,7 @@ from auditor.text.formatting import (
     format_count,
     format_duration,
     format_elapsed,
+    format_rough_duration,
     parse_manifest_time,
     safe,
 )
@@ -29,6 +31,9 @@ from auditor.text.time_zones import show_times
 
 MAX_CODES = 5
 """Error codes that are listed."""
+
+MAX_STARTS = 30
+"""Runs whose starts show how often one usually starts."""
 
 MAX_ACCOUNTS = 20
 """Accounts whose lists and releases are described."""
@@ -114,10 +119,12 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
             yield f"part: {safe(warning.detail)}"
     if manifest.changes is not None and manifest.state != "running":
         counts = (f"{count:,} {change.replace('_', ' ')}" for change, count in manifest.changes.counts.items())
-        yield f"changes: {', '.join(counts) or 'none'} (modules of devices, since {safe(manifest.changes.previous)})"
+        since = f"since {safe(manifest.changes.previous)}"
+        yield f"changes: {', '.join(counts) or 'none'} (modules, or devices without any, {since})"
     yield from _describe_success(run)
     if run.sealed and manifest.fleet.limit is None:
         yield from describe_rollouts(run.folder)
+    yield from _describe_overdue(run)
     sentence, commands = _next_steps(run)
     yield f"next: {sentence}"
     yield from (f"  {command}" for command in commands)
@@ -175,6 +182,19 @@ def _describe_success(run: StoredRun) -> Iterator[str]:
         yield f"last success: {safe(last.folder.name)}{_describe_age(last.manifest.started_at)}"
 
 
+def _describe_overdue(run: StoredRun) -> Iterator[str]:
+    """Yield a line if the newest run is so old that another one should have started."""
+    if not run.ended:
+        return
+    runs = RunCatalog(run.folder.parent, missing_ok=True).named(run.manifest.name)[:MAX_STARTS]
+    starts = [start for each in reversed(runs) if (start := parse_manifest_time(each.manifest.started_at)) is not None]
+    if not starts or starts[-1] != parse_manifest_time(run.manifest.started_at):
+        return
+    if (usual := overdue_interval(starts, datetime.now(UTC))) is not None:
+        often = format_rough_duration(usual.total_seconds())
+        yield f"overdue: usually a run starts every {often}; see why none has, in what starts it and in its log"
+
+
 def _next_steps(run: StoredRun) -> tuple[str, tuple[str, ...]]:
     """Return what to do after a run, and the commands."""
     manifest = run.manifest
@@ -184,7 +204,7 @@ def _next_steps(run: StoredRun) -> tuple[str, tuple[str, ...]]:
         return "wait for its end", ()
     if manifest.is_success:
         return "nothing is to be done", ()
-    return "continue the run", (format_command("auditor resume", run.folder),)
+    return "continue the run, as the next one with --resume does", (format_command("auditor resume", run.folder),)
 
 
 def describe_net_changes(changes: NetChanges) -> Iterator[str]:

@@ -130,6 +130,7 @@ def run_until_signal(start: Callable[[StopToken], Awaitable[T]], *, use_uvloop: 
             return await start(stop)
         raise AuditInterruptedError("stopped immediately; results that were received are kept")
 
+    log.configure()
     handler = _SignalHandler()
     try:
         return anyio.run(main, backend_options={"use_uvloop": use_uvloop})

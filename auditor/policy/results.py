@@ -65,11 +65,12 @@ def collect_results(
         results.append(RuleResult(rule, verdict, **counts, unit=rule.unit, message=message, **limits))
         unanswered = counts["not_seen"] + counts["unsampled"]
         if sum(counts.values()) == unanswered and (numbers.get((at, SEEN), 0) or not unanswered):
-            detail = f'rule "{rule.name}" matches nothing in this run: check its patterns'
-            if unanswered:
-                detail = f'rule "{rule.name}" matches nothing that answered: check its patterns, or query the others'
+            where = "of the devices that answered" if unanswered else "in this run"
+            detail = f'rule "{rule.name}" matches nothing {where}: check its patterns'
             if isinstance(rule.condition, Released):
                 detail += ", and whether the settings have released = true"
+            if unanswered:
+                detail += "; or query the devices without an answer"
             unmatched.append(RunWarning("unmatched_rule", "", detail))
     return tuple(results), tuple(unmatched)
 

@@ -18,9 +18,10 @@ import orjson
 from auditor.errors import RunFolderError
 from auditor.query.change_log import CHANGE_COLUMNS
 from auditor.query.run_views import run_row
+from auditor.query.snapshot import require_text_columns
 from auditor.runs.attributes import ATTRIBUTES_TYPE
 from auditor.runs.estimates import define_estimates
-from auditor.runs.folder import CHANGES, FLEET, MODULES, READ_BY_QUERIES, StoredRun, is_sealed
+from auditor.runs.folder import CHANGES, FLEET, MODULES, READ_BY_QUERIES, TEXT_COLUMNS, StoredRun, is_sealed
 from auditor.runs.manifest import Manifest, read_manifest
 from auditor.runs.views import define_sealed_views, no_rows, parquet_of_run
 from auditor.storage.database import READING_MEMORY, Database, borrow_database, sql_literal
@@ -285,6 +286,10 @@ def open_published(folder: Path) -> Iterator[PublishedRun]:
         with borrow_database(work / "spill", READING_MEMORY) as database:
             with translate_read_errors(folder):
                 define_sealed_views(database, files)
+                for name, columns in TEXT_COLUMNS.items():
+                    require_text_columns(database, folder, files / name, columns)
+                parquet_of_run(database, files / FLEET)  # which the estimates of a sample read
+                define_estimates(database, files)
             yield PublishedRun(run_name(folder), folder, manifest, started_at.date().isoformat(), files, database)
 
 
@@ -299,8 +304,6 @@ def _define_view(published: PublishedRun, table: PublishedTable) -> None:
         case "modules":
             source = f"SELECT *, file_row_number AS ordinal FROM {_numbered(database, files / MODULES)}"
         case "inventory":
-            parquet_of_run(database, files / FLEET)  # which the estimates of a sample read
-            define_estimates(database, files)
             source = "SELECT *, row_number() OVER () - 1 AS ordinal FROM inventory"
         case "rollouts":
             source = _define_rollouts(published)

@@ -132,6 +132,9 @@ def _describe_outdated(outdated: OutdatedResults) -> Iterator[str]:
 def describe_selection(selection: SelectionInfo) -> Iterator[str]:
     """Yield lines about which devices a run selected for querying, and why."""
     incremental = selection.strategy == "incremental"
+    left_out = selection.not_reached or selection.budget_exhausted or any(each.carried for each in selection.accounts)
+    if selection.strategy == "rolling" and not left_out:
+        return
     if selection.baseline_run is not None:
         yield f"results of devices that are not queried are those of {safe(selection.baseline_run)}"
     elif incremental:
@@ -187,7 +190,7 @@ def _percent(share: float) -> str:
 
 def describe_next_steps(manifest: Manifest, code: ExitReasonCode, folder: Path) -> tuple[str, tuple[str, ...]]:
     """Return what to do after a run with this exit reason, and the commands, which name it by this path."""
-    if code == "success" and manifest.changes is None:
+    if code == "success" and not (manifest.changes and sum(manifest.changes.counts.values())):
         return "nothing is to be done", ()
     sentence, commands = _NEXT_STEPS[code]
     paths = {

@@ -1,11 +1,30 @@
 """The age of a run's results: those that it queried itself, and those carried forward from earlier runs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from statistics import median
 
 from auditor.runs.views import QUERIED
 from auditor.storage.database import Database
 from auditor.text.formatting import SECONDS_PER_DAY as _DAY
+
+_OVERDUE = 2
+"""Usual intervals between runs after which a run is overdue."""
+
+_DEFAULT_INTERVAL, _MIN_INTERVAL = timedelta(hours=24), timedelta(hours=1)
+"""Usual interval of a run without earlier ones, and the shortest one: runs that follow each other are tests."""
+
+
+def overdue_interval(starts: Sequence[datetime], now: datetime) -> timedelta | None:
+    """Return the usual interval between runs if the newest is overdue; None: it is not.
+
+    ``starts`` are those of the runs, the oldest first.
+    """
+    intervals = [(later - earlier).total_seconds() for earlier, later in pairwise(starts)]
+    usual = max(timedelta(seconds=median(intervals)), _MIN_INTERVAL) if intervals else _DEFAULT_INTERVAL
+    return usual if starts and now - starts[-1] > _OVERDUE * usual else None
 
 
 @dataclass(frozen=True, slots=True)

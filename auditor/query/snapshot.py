@@ -109,7 +109,7 @@ def _open_snapshot(folder: Path, work: Path) -> RunSnapshot:
         define_sealed_views(database, source)
         parquet_of_run(database, files / FLEET)
         for name, columns in TEXT_COLUMNS.items():
-            _require_text(database, folder, source / name, columns)
+            require_text_columns(database, folder, source / name, columns)
         counts, sources = count_devices(database), count_sources(database)
         if not sealed:
             sent = scalar(database, "SELECT coalesce(sum(attempts), 0)::BIGINT FROM devices WHERE source = 'queried'")
@@ -144,7 +144,8 @@ def _write_rows(folder: Path, files: Path, manifest: Manifest, work: Path) -> No
         raise RunFolderError(f"{folder}: cannot be read: {error_reason(error)}") from error
 
 
-def _require_text(database: Database, folder: Path, path: Path, columns: tuple[str, ...]) -> None:
+def require_text_columns(database: Database, folder: Path, path: Path, columns: tuple[str, ...]) -> None:
+    """Raise RunFolderError unless a file of a run has these columns as text: a foreign file may have others."""
     described = database.execute(f"DESCRIBE FROM {parquet(path)}").fetchall()
     kinds = {name: kind for name, kind, *_ in described}
     if any(kinds.get(column) != "VARCHAR" for column in columns):

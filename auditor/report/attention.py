@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Literal
 
 from auditor.analysis.rollout_states import RolloutState
 from auditor.analysis.rollouts import Rollout
 from auditor.policy.model import Severity
 from auditor.query.describe import describe_warning, find_rules
+from auditor.query.freshness import overdue_interval
 from auditor.query.warnings import is_tolerated, state_label
 from auditor.report.coverage import MIN_ACCOUNT_SHARE, MIN_UNANSWERED, MIN_UNANSWERED_SHARE
 from auditor.report.filters import (
@@ -24,7 +22,7 @@ from auditor.report.filters import (
     format_time,
 )
 from auditor.report.model import AccountEffort, ProductCoverage, Report
-from auditor.runs.manifest import SUCCESSFUL_STATES
+from auditor.runs.manifest import SUCCESSFUL_STATES, Manifest
 from auditor.text.formatting import format_count, format_elapsed, format_rough_duration, parse_manifest_time
 from auditor.text.shell import format_command
 
@@ -35,12 +33,6 @@ MAX_NAMED = 3
 
 _FALL = 0.01
 """Fall of a share that a sentence mentions."""
-
-_OVERDUE = 2
-"""Usual intervals between runs after which the data is stale."""
-
-_DEFAULT_INTERVAL, _MIN_INTERVAL = timedelta(hours=24), timedelta(hours=1)
-"""Usual interval of a run without earlier ones, and the shortest one: runs that follow each other are tests."""
 
 _RANKS: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
 
@@ -167,8 +159,8 @@ def _describe_sampled(report: Report) -> str:
 
 def list_attention(report: Report) -> list[AttentionItem]:
     """Return what needs attention, by severity, then by number."""
-    unfinished = report.manifest.state == "running" or _is_interrupted(report)  # pending devices are no failure
-    failing = [] if unfinished else [each for each in report.problems.accounts if _fails(each)]
+    unfinished = _is_unfinished(report)
+    failing = [each for each in report.problems.accounts if _fails(each, unfinished=unfinished)]
     products = () if unfinished else report.coverage.products
     names = {each.name for each in failing}
     items = [
@@ -192,8 +184,19 @@ def _is_interrupted(report: Report) -> bool:
     return reason is not None and reason.code == "interrupted" and not report.manifest.is_success
 
 
-def _fails(account: AccountEffort) -> bool:
-    return account.devices > 0 and account.answered < (1 - MIN_ACCOUNT_SHARE) * account.devices
+def _is_unfinished(report: Report) -> bool:
+    """Return whether pending devices are no failure: the run is in progress, or was killed or interrupted."""
+    return report.manifest.state == "running" or _is_interrupted(report)
+
+
+def _expected(account: AccountEffort, *, unfinished: bool) -> int:
+    """Return how many devices should have an answer: those that were queried, or all of a run that is finished."""
+    return account.answered + account.failed if unfinished else account.devices
+
+
+def _fails(account: AccountEffort, *, unfinished: bool) -> bool:
+    expected = _expected(account, unfinished=unfinished)
+    return expected > 0 and account.answered < (1 - MIN_ACCOUNT_SHARE) * expected
 
 
 def _lacks_answers(product: ProductCoverage, failing: set[str]) -> bool:
@@ -203,7 +206,9 @@ def _lacks_answers(product: ProductCoverage, failing: set[str]) -> bool:
 
 
 def _account_item(report: Report, account: AccountEffort) -> AttentionItem:
-    many = "none" if not account.answered else f"only {format_percent(account.answered / account.devices)}"
+    expected = _expected(account, unfinished=_is_unfinished(report))
+    many = "none" if not account.answered else f"only {format_percent(account.answered / expected)}"
+    queried = "" if expected == account.devices else "queried "
     reason = report.manifest.exit_reason
     named = reason is not None and f'"{account.name}"' in reason.message
     why = reason.message if reason is not None and named else ": ".join(filter(None, (account.code, account.message)))
@@ -212,9 +217,9 @@ def _account_item(report: Report, account: AccountEffort) -> AttentionItem:
     return AttentionItem(
         "error",
         "✕",
-        f"Account {display_text(account.name, 32)}: {many} of its {account.devices:,} devices answered",
+        f"Account {display_text(account.name, 32)}: {many} of its {expected:,} {queried}devices answered",
         f"{why or 'its devices were not queried'}{lost}",
-        account.devices - account.answered,
+        expected - account.answered,
         "without an answer",
         (
             ShellCommand("find the cause", "auditor check", (_settings(report),), (("--account", account.name),)),
@@ -228,6 +233,8 @@ def _run_items(report: Report, *, explained: bool) -> Iterator[AttentionItem]:
     """Yield an item if the run has too few answers, unless a failing account explains that."""
     manifest = report.manifest
     unanswered = report.coverage.counts.unanswered - report.coverage.unsampled
+    if _is_interrupted(report):
+        unanswered -= report.coverage.counts.failed  # the others were not queried
 
     def item(severity: Severity, glyph: str, title: str, evidence: str, purpose: str) -> AttentionItem:
         commands = (ShellCommand(purpose, "auditor resume", (report.path,)),)
@@ -386,18 +393,22 @@ def _newer_items(report: Report) -> Iterator[AttentionItem]:
     title = "A newer run was killed" if killed else f"A newer run is {newer.state.replace('_', ' ')}"
     began = format_time(parse_manifest_time(newer.started_at))
     evidence = display_text(
-        f"{began}: {newer.describe_exit() or ('no end' if killed else 'no result')}", MAX_SENTENCE_LENGTH
+        f"{began}: {newer.describe_exit() or (_describe_answered(newer) if killed else 'no result')}",
+        MAX_SENTENCE_LENGTH,
     )
     commands = (ShellCommand("say what to do", "auditor status", (report.directory,)),)
     yield AttentionItem("error", "✕", title, evidence, 0, "", commands)
 
 
+def _describe_answered(manifest: Manifest) -> str:
+    answered, devices = manifest.devices.answered, format_count(manifest.fleet.devices, "device")
+    return f"{answered:,} of {devices} {'has' if manifest.fleet.devices == 1 else 'have'} an answer"
+
+
 def _stale_items(report: Report) -> Iterator[AttentionItem]:
     started = parse_manifest_time(report.manifest.started_at)
     times = [time for run in report.rollouts.runs if (time := parse_manifest_time(run.started_at)) is not None]
-    intervals = [(later - earlier).total_seconds() for earlier, later in pairwise(times)]
-    usual = max(timedelta(seconds=median(intervals)), _MIN_INTERVAL) if intervals else _DEFAULT_INTERVAL
-    if started is not None and report.written_at - started > _OVERDUE * usual:
+    if started is not None and (usual := overdue_interval(times, report.written_at)) is not None:
         age = format_elapsed((report.written_at - started).total_seconds())
         often = format_rough_duration(usual.total_seconds())
         evidence = f"The run started {format_time(started)}; usually there is one every {often}"

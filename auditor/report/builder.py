@@ -12,6 +12,7 @@ import duckdb
 from auditor.errors import AuditorError, RunNotWritableError
 from auditor.policy.model import Policy
 from auditor.query.filters import define_product_names
+from auditor.query.run import with_counted_devices
 from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.report.changes import read_changes
 from auditor.report.coverage import read_coverage, read_groups, read_problems, run_labels
@@ -165,13 +166,14 @@ def _read_sections(
 
 
 def _find_previous(catalog: RunCatalog, run: RunSnapshot) -> Path | None:
-    """Return the newest run that the run can be compared with, as ``RunCatalog.earlier`` yields them; None: none is.
+    """Return the newest run with answers that the run can be compared with, or else the newest one.
 
-    The catalog may have a copy of the run, which began at the same time.
+    None: there is none. The catalog may have a copy of the run, which began at the same time.
     """
     started_at = run.manifest.started_at
-    earlier = catalog.earlier(run.manifest, run.folder)
-    return next((each.folder for each in earlier if each.manifest.started_at < started_at), None)
+    earlier = [run for run in catalog.earlier(run.manifest, run.folder) if run.manifest.started_at < started_at]
+    answered = (each for each in earlier if each.manifest.devices.answered)
+    return next((each.folder for each in (*answered, *earlier)), None)
 
 
 def _find_newer(catalog: RunCatalog, manifest: Manifest) -> Manifest | None:
@@ -181,7 +183,7 @@ def _find_newer(catalog: RunCatalog, manifest: Manifest) -> Manifest | None:
     newest = next(filter(catalog.is_possible, ended), None)
     if newest is None or newest.is_success or newest.manifest.started_at <= manifest.started_at:
         return None
-    return newest.manifest
+    return with_counted_devices(newest).manifest
 
 
 @contextmanager

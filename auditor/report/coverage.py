@@ -120,7 +120,8 @@ def read_problems(database: duckdb.DuckDBPyConnection, manifest: Manifest) -> Pr
     quotas = {account.name: account.quota for account in manifest.accounts}
     accounts = database.execute(
         f"SELECT left(account, {_MAX_LENGTH}) AS name, count(*) - {_UNSAMPLED} AS number, "
-        "count(*) FILTER (status NOT IN ('failed', 'pending')) AS answered, coalesce(sum(attempts), 0)::BIGINT "
+        "count(*) FILTER (status NOT IN ('failed', 'pending')) AS answered, "
+        "count(*) FILTER (status = 'failed'), coalesce(sum(attempts), 0)::BIGINT "
         "FROM devices "
         f"GROUP BY name ORDER BY answered < {1 - MIN_ACCOUNT_SHARE} * number DESC, number DESC, name "
         f"LIMIT {MAX_ACCOUNTS}"

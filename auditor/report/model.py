@@ -359,7 +359,7 @@ class AccountEffort(msgspec.Struct, frozen=True):
 
     Attributes:
         quota: its configured calls a second; None: none.
-        devices, answered: devices to query, and those with a conclusive answer.
+        devices, answered, failed: devices to query, those with a conclusive answer, and those that failed.
         attempts: requests for them.
         code, message: the most frequent failure of its devices; empty: none failed.
     """
@@ -368,6 +368,7 @@ class AccountEffort(msgspec.Struct, frozen=True):
     quota: float | None
     devices: int
     answered: int
+    failed: int
     attempts: int
     code: str = ""
     message: str = ""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 
@@ -81,7 +81,7 @@ def _read_without_states(database: duckdb.DuckDBPyConnection, runs: int) -> Roll
     database.execute(
         f"""
       CREATE TABLE aged_versions AS
-      SELECT v.*, target, age
+      SELECT v.*, target, is_released, released_at, age
       FROM versions v
       JOIN version_rows r ON r.run = $1 AND r.module = v.module AND r.module_version = {cut_version("v.module_version")}
       LEFT JOIN module_targets t ON t.module = v.module""",
@@ -91,7 +91,7 @@ def _read_without_states(database: duckdb.DuckDBPyConnection, runs: int) -> Roll
         f"SELECT left(v.account, {_MAX_LENGTH}), left(v.product_key, {_MAX_LENGTH}), "
         f"any_value(left(product_name, {_MAX_LENGTH})), max(left(module_name, {_MAX_LENGTH})), sum(devices)::BIGINT, "
         "any_value(left(target, 200)), coalesce(sum(devices) FILTER (age <= 0), 0)::BIGINT, "
-        "max(low) FILTER (age = 0), max(high) FILTER (age = 0) "
+        "max(low) FILTER (age = 0), max(high) FILTER (age = 0), bool_or(is_released), any_value(released_at) "
         "FROM aged_versions v LEFT JOIN product_names n ON v.account = n.account AND v.product_key = n.product_key "
         f"GROUP BY v.account, v.product_key, module ORDER BY sum(devices) DESC, module LIMIT {MAX_ROLLOUTS}"
     ).fetchall()
@@ -105,15 +105,16 @@ def _read_without_states(database: duckdb.DuckDBPyConnection, runs: int) -> Roll
 
 def _without_state(row: Sequence[Any], runs: int) -> Rollout:
     """Return the rollout of a row of the query above."""
-    account, product_key, product_name, module_name, devices, target, on_target, low, high = row
+    account, product_key, product_name, module_name, devices, target, on_target, low, high, released, released_at = row
     share = None if target is None else on_target / devices
-    reason: UnknownReason = "no_order" if target is None else "short_history" if runs == 1 else "imprecise"
+    reason: UnknownReason = "no_order" if target is None else "short_history" if runs == 1 else "few_answers"
+    source: Literal["released", "newest"] | None = None if target is None else "released" if released else "newest"
     return Rollout(
-        account, product_key, product_name, module_name, devices, target, None if target is None else "newest",
-        released_at=None, on_target=on_target, behind=0 if target is None else devices - on_target, share=share,
-        low=share if low is None else low, high=share if high is None else high, change=None, state="unknown",
-        reason=reason, runs_in_state=1, expected_at=None, no_date=None,
-        shares=(*[None] * (runs - 1), share),
+        account, product_key, product_name, module_name, devices, target, source, released_at=released_at,
+        on_target=on_target, behind=0 if target is None else devices - on_target, share=share,
+        low=share if share is None or low is None else min(low, share),
+        high=share if share is None or high is None else max(high, share), change=None, state="unknown",
+        reason=reason, runs_in_state=1, expected_at=None, no_date=None, shares=(*[None] * (runs - 1), share),
     )  # fmt: skip
 
 

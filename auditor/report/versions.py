@@ -107,7 +107,7 @@ class EarlierRuns:
     """The runs of a report, the oldest first and the reported one last, and warnings about them.
 
     Attributes:
-        rollouts: those of the reported run; None: it is not sealed, or is of the first devices, so it has no states.
+        rollouts: those of the reported run; None: it is not sealed, is of the first devices, or has no answers.
     """
 
     runs: tuple[PastRun, ...]
@@ -144,7 +144,8 @@ def read_earlier_runs(
         marked = counts or define_targets(history, versions)
         if marked:
             history.cursor().execute(
-                "COPY (SELECT account, product_key, module_name, module_version, on_target, is_target "
+                "COPY (SELECT account, product_key, module_name, module_version, on_target, is_target, is_released, "
+                "CASE WHEN is_released THEN created_at END AS released_at "
                 f"FROM rollout_versions JOIN target_marks USING (version)) TO {sql_literal(marks)} (FORMAT parquet)"
             )
         earlier, stored = history.runs[:-1], history.stored[:-1]
@@ -190,8 +191,8 @@ def define_version_ages(database: duckdb.DuckDBPyConnection, last: int, work: Pa
     """Define ``version_rows``: the devices of each version by run, with the version's age and its place in the order.
 
     Its columns are run, module (as in ``versions``), module_version, devices, age (a place in ``AGES``, or -1) and
-    place (the newest first). A module's target is that of its rollout; a module without one has its newest version.
-    Defines ``module_targets``, too: the target of each module that has one.
+    place (the newest first). A module's target is that of its rollout; if no run has rollouts, its newest version.
+    Defines ``module_targets``, too: the target of each module that has one, and its release.
 
     Args:
         database: with the tables ``versions``, ``modules_in_use``, ``earlier_rows``, and ``marked_versions`` if any run
@@ -213,8 +214,9 @@ def define_version_ages(database: duckdb.DuckDBPyConnection, last: int, work: Pa
     )
     _define_marks(database)
     database.execute(
-        "CREATE TABLE module_targets AS "
-        "SELECT module, min(module_version) AS target FROM module_marks WHERE is_target GROUP BY module"
+        "CREATE TABLE module_targets AS SELECT module, min(module_version) AS target, "
+        "bool_or(is_released) AS is_released, max(released_at) AS released_at "
+        "FROM module_marks WHERE is_target GROUP BY module"
     )
     database.execute(
         "CREATE TABLE numbered_versions AS SELECT row_number() OVER (ORDER BY m.devices DESC, module, module_version) "
@@ -241,19 +243,21 @@ def _define_marks(database: duckdb.DuckDBPyConnection) -> None:
     database.execute(
         f"CREATE TABLE module_marks AS "
         f"SELECT m.module, {cut_version('v.module_version')} AS module_version, bool_and(on_target) AS on_target, "
-        f"bool_or(is_target) AS is_target FROM ({rows}) v JOIN modules_in_use m ON v.account = m.account "
+        "bool_or(is_target) AS is_target, bool_or(is_released) AS is_released, max(released_at) AS released_at "
+        f"FROM ({rows}) v JOIN modules_in_use m ON v.account = m.account "
         "AND v.product_key IS NOT DISTINCT FROM m.product_key AND lower(v.module_name) = m.module_key GROUP BY ALL"
     )
-    # The order of the versions says which others of the module are on the target.
-    database.execute(
-        f"INSERT INTO module_marks SELECT module, max({cut_version('module_version')}), NULL, true FROM versions "
-        "ANTI JOIN module_marks USING (module) WHERE version_order = 'newest' GROUP BY module"
-    )
+    if marked is None:  # the order of the versions says which others are on the target
+        database.execute(
+            f"INSERT INTO module_marks SELECT module, max({cut_version('module_version')}), NULL, true, false, NULL "
+            "FROM versions WHERE version_order = 'newest' GROUP BY module"
+        )
 
 
 _MARKS = {
     **dict.fromkeys(("account", "product_key", "module_name", "module_version"), "VARCHAR"),
-    **dict.fromkeys(("on_target", "is_target"), "BOOLEAN"),
+    **dict.fromkeys(("on_target", "is_target", "is_released"), "BOOLEAN"),
+    "released_at": "TIMESTAMP",
 }
 """Columns of ``marked_versions``."""
 

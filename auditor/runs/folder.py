@@ -424,8 +424,7 @@ def find_stored_run(path: Path, preference: Preference = "newest") -> tuple[Stor
             catalog = RunCatalog(directory)
             catalog.log_unreadable()
             run = catalog.refer(path.name)
-            newest = catalog.latest(run.manifest.name) if path.name == "last" else None
-            return run, newest or run
+            return run, run
     catalog = RunCatalog(path)
     catalog.log_unreadable()
     newest, preferred = catalog.latest(), catalog.preferred(preference)

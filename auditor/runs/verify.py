@@ -37,6 +37,7 @@ from auditor.runs.inventory import (
     count_sources,
 )
 from auditor.runs.journal import count_lines
+from auditor.runs.locking import was_killed
 from auditor.runs.manifest import DeviceCounts, Manifest, file_info, read_manifest
 from auditor.runs.seal import write_inventories
 from auditor.runs.views import (
@@ -101,7 +102,8 @@ def _problems(folder: Path, manifest: Manifest, parent: Path | None, memory: str
                 yield from _check_aliases(database, manifest)
                 yield from _check_releases(database, files, manifest)
                 if manifest.state == "running":
-                    yield f"{folder.name}: is running or was killed; it is not sealed"
+                    state = "was killed" if was_killed(folder, manifest) else "is in progress"
+                    yield f"{folder.name}: {state}; it is not sealed"
                 elif manifest.finished_at is None:
                     yield f"{folder.name}: was stopped before its end; it is not sealed"
                 elif all((folder / name).is_file() for name in SEALED):

@@ -14,7 +14,7 @@ from tests.runs.run_folders import both, build, edit_manifest, failed, named, no
 
 Modules = dict[str, str]
 Answer = Modules | str
-"""A device in a run: its modules, or ``failed``, ``not_found`` or ``absent``."""
+"""A device in a run: its modules, or ``failed``, ``not_found``, ``absent``, or ``unlisted`` by an incomplete list."""
 
 
 def outcome(number: int, answer: Answer, *, shared: bool = False) -> Outcome:
@@ -35,9 +35,10 @@ def add_run(
     """Write a sealed run of the devices that are not absent, and let it record its changes.
 
     ``shared``: the fleet names devices by their names, and all that answer report one ``iot_id``. ``discovery``: how its
-    devices were listed.
+    devices were listed; incompletely if one is ``unlisted``.
     """
-    present = [(number, answer) for number, answer in enumerate(answers) if answer != "absent"]
+    present = [(number, answer) for number, answer in enumerate(answers) if answer not in ("absent", "unlisted")]
+    discovery = (DiscoveryInfo("demo"),) if "unlisted" in answers else discovery
     outcomes = [outcome(number, answer, shared=shared) for number, answer in present]
     folder = directory / f"202611{day:02}T020000Z-nightly"
     build(folder, [named(number) if shared else both(number) for number, _ in present], outcomes)

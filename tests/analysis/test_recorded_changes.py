@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from auditor.analysis.device_selection import NET_CHANGES
 from auditor.analysis.device_timeline import read_timeline
+from auditor.analysis.drift import latest_pair
 from auditor.analysis.net_changes import read_changes_since
 from auditor.analysis.recorded_changes import record_changes
 from auditor.errors import RunFolderError, UsageError
@@ -69,8 +70,10 @@ class Oracle:
         before = self.known or ["gone"] * len(answers)
         seen = self.seen or [True] * len(answers)
         self.known, self.seen = [], []
-        for number, (answer, known, was_seen) in enumerate(zip(answers, before, seen, strict=True)):
+        incomplete = "unlisted" in answers
+        for number, (own, known, was_seen) in enumerate(zip(answers, before, seen, strict=True)):
             device = f"device{number:04}"
+            answer = "unlisted" if incomplete and own == "absent" else own
             if isinstance(answer, dict):
                 if isinstance(known, str):
                     rows += whole(device, "joined" if known == "gone" else "seen", answer, old=False, new=True)
@@ -81,7 +84,7 @@ class Oracle:
                         if same or not (known or answer):
                             rows += whole(device, "seen", same, old=True, new=True)
                 self.known.append(answer)
-            elif answer == "failed":
+            elif answer in ("failed", "unlisted"):
                 rows += whole(device, "not_seen", known, old=True, new=False) if isinstance(known, dict) else []
                 self.known.append(known if isinstance(known, dict) else "unknown")
             else:
@@ -98,7 +101,7 @@ def recorded(folder: Path) -> list[Row]:
 
 
 MODULES = st.dictionaries(st.sampled_from(["ble", "wifi"]), st.sampled_from(["1.0", "1.1", "1.2", "hot"]), max_size=2)
-ANSWERS = st.one_of(MODULES, MODULES, st.sampled_from(["failed", "failed", "not_found", "absent"]))
+ANSWERS = st.one_of(MODULES, MODULES, st.sampled_from(["failed", "failed", "not_found", "absent", "unlisted"]))
 RUNS = st.integers(1, 3).flatmap(
     lambda devices: st.lists(
         # A fleet is not empty, so its last device is in it.
@@ -324,6 +327,27 @@ def test_a_device_that_an_incomplete_list_does_not_have_has_not_left(tmp_path: P
 
 
 @pytest.mark.slow
+def test_nights_without_a_list_hide_no_change(tmp_path: Path) -> None:
+    """The platform is down for two nights; versions are compared with those of the night before."""
+    directory = tmp_path / "audits"
+    add_run(directory, 21, [{"ble": "1.0"}, {"ble": "1.1"}, {"ble": "1.0"}, {}, {"ble": "1.0"}])
+    for day in (22, 23):
+        night = add_run(directory, day, ["unlisted"] * 5)
+        assert {row[2] for row in recorded(night)} == {"not_seen"}
+    newest = add_run(directory, 24, [{"ble": "1.1"}, {"ble": "1.0"}, {"ble": "1.0"}, {"ble": "1.0"}, "absent"])
+    assert recorded(newest) == [
+        ("device0000", "ble", "upgraded", "1.0", "1.1"),
+        ("device0001", "ble", "downgraded", "1.1", "1.0"),
+        ("device0002", "ble", "seen", "1.0", "1.0"),
+        ("device0003", "ble", "appeared", None, "1.0"),
+        ("device0004", "ble", "left", "1.0", None),
+    ]
+    rows, _, count = net(directory, "last~1")
+    assert ("device0000", "ble", "upgraded", "1.0", "1.1") in rows
+    assert count == 1
+    assert latest_pair(directory)[0].name.startswith("20261121")
+
+
 def test_a_device_is_there_or_not_whatever_modules_it_had(tmp_path: Path) -> None:
     """Devices without modules have rows of their own, which later rows of their modules end."""
     directory = tmp_path / "audits"

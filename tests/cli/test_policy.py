@@ -101,7 +101,7 @@ def test_names_of_devices_and_rules_are_escaped(auditor: Auditor, tmp_path: Path
     done = auditor("policy", run, "hostile.toml")
     assert "[red]x" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
-    assert 'note: rule "[red]x" matches nothing that answered' in done.stderr
+    assert 'note: rule "[red]x" matches nothing of the devices that answered' in done.stderr
 
 
 @pytest.mark.parametrize(

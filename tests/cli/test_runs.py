@@ -4,6 +4,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ def test_status_says_why_the_last_run_ended_and_what_to_do(
     assert f"result: exit {code} ({word}): the sentence of {word}" in lines
     entry = "; see docs/errors.md#auditor.Timeout"
     assert f"failed: 3 with auditor.Timeout, such as p1/device0001{entry}" in lines
-    assert "changes: 3 upgraded (modules of devices, since 20261124T020000Z-nightly)" in lines
+    assert "changes: 3 upgraded (modules, or devices without any, since 20261124T020000Z-nightly)" in lines
     assert f"  {command}" in lines
     # What it advises is a command with such options.
     assert main([*command.split()[1:2], "--help"]) == 0
@@ -152,7 +153,15 @@ def test_a_killed_run_has_the_devices_of_its_files_and_is_called_killed(
     assert not any(line.startswith("changes: ") for line in lines), "they are those of the session before"
     assert "devices: killed: 2 devices: 1 ok, 0 empty, 0 not found, 0 failed, 1 pending" in lines
     assert auditor(capsys, "runs")[0][1].split()[1:5] == ["killed", "2", "0", "1"]
-    (row,) = json.loads("\n".join(auditor(capsys, "runs", "--format", "json", "--limit", "1")[0]))["runs"]
+    listed = json.loads("\n".join(auditor(capsys, "runs", "--format", "json", "--limit", "1")[0]))
+    validate("runs", listed)
+    (row,) = listed["runs"]
+    history = json.loads("\n".join(auditor(capsys, "history", "--format", "json")[0]))
+    validate("history", history)
+    assert history["runs"][-1]["state"] == "killed"
+    lines, errors = auditor(capsys, "inventory", f"audits/{folder.name}")
+    assert any(line.startswith("killed: 2 devices: 1 ok") for line in lines)
+    assert f"{folder.name}: killed: 0 devices failed, 1 pending" in errors
     assert (row["state"], row["ok"], row["pending"]) == ("killed", 1, 1)
     assert any(line.split()[2:7] == ["?", "killed", "2", "1", "0"] for line in auditor(capsys, "history")[0])
     with RunLock(folder):
@@ -177,6 +186,15 @@ def test_the_duration_of_a_resumed_run_says_that_it_has_pauses(
     assert auditor(capsys, "status")[0][1].endswith("ended: 2026-11-25 04:00 UTC (2:00:00 with pauses)")
     assert main(["report", f"audits/{NEWEST}", "-o", "page.html"]) == 0
     assert "requests in 2:00:00 with pauses" in Path("page.html").read_text()
+
+
+def test_status_says_that_no_run_has_started_since_long(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = "overdue: usually a run starts every 24 h; see why none has, in what starts it and in its log"
+    assert sentence in auditor(capsys, "status")[0]
+    assert not any(line.startswith("overdue: ") for line in auditor(capsys, "status", "audits/last~1")[0])
+    today = f"{datetime.now(UTC) - timedelta(hours=40):%Y-%m-%dT%H:%M:%S.000Z}"
+    edit_manifest(directory / NEWEST, lambda manifest: replace(manifest, started_at=today))
+    assert not any(line.startswith("overdue: ") for line in auditor(capsys, "status")[0])
 
 
 def test_a_part_of_the_fleet_is_named_where_runs_are_shown(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

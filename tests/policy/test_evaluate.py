@@ -504,7 +504,8 @@ def test_hostile_names_are_evaluated_unchanged(tmp_path: Path) -> None:
 
 def test_a_rule_that_matches_nothing_causes_a_warning_unless_nothing_answered(tmp_path: Path) -> None:
     run = build(tmp_path / "run", [named(0), named(1, product="p2")], [ok(named(0), ("ble", "1"))]).folder
-    detail = 'rule "r" matches nothing that answered: check its patterns, or query the others'
+    detail = 'rule "r" matches nothing of the devices that answered: check its patterns; '
+    detail += "or query the devices without an answer"
     assert evaluate(run, rule(Minimum("1"), modules=("bel",)))[2][1:] == (RunWarning("unmatched_rule", "", detail),)
     detail = 'rule "r" matches nothing in this run: check its patterns'
     for other in (rule(Minimum("1"), products=("q*",)), rule(Minimum("1"), modules=("bel",), products=("p1",))):
@@ -528,7 +529,7 @@ def test_a_run_in_progress_is_evaluated_as_it_is_now(tmp_path: Path) -> None:
     run = running(tmp_path / "run", [named(0), named(1)], [ok(named(0), ("ble", "1"))]).folder
     results, _, warnings = evaluate(run, rule(Minimum("1")))
     assert (results[0].compliant, results[0].not_seen, results[0].verdict) == (1, 1, "not_seen")
-    assert warnings == (RunWarning("running", str(run), "running: 0 devices failed, 1 pending"),)
+    assert warnings == (RunWarning("running", str(run), "killed: 0 devices failed, 1 pending"),)
 
 
 def test_a_folder_that_is_no_run_is_refused_and_missing_times_are_unparseable(tmp_path: Path) -> None:

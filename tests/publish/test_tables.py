@@ -12,7 +12,7 @@ from auditor.errors import RunFolderError
 from auditor.publish.tables import SQL_TYPES, TABLES, PublishedTable, open_published, run_name
 from auditor.query.run import Run
 from auditor.query.sql import query_runs
-from auditor.runs.folder import MODULES
+from auditor.runs.folder import DEVICES, MODULES
 from auditor.storage.database import sql_literal
 from tests.analysis.recorded_runs import write_days
 from tests.analysis.simulated_nights import Fleet, write_night
@@ -140,6 +140,16 @@ def test_a_run_that_is_not_sealed_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_file_is_an_error_of_the_run(folder: Path) -> None:
     duckdb.execute(f"COPY (SELECT 1 AS other) TO {sql_literal(folder / MODULES)} (FORMAT parquet)")
     with pytest.raises(RunFolderError, match="run: cannot be read: "), open_published(folder):
+        pass
+
+
+@pytest.mark.parametrize("column", ["42 AS product_key", "DATE '2026-11-22' AS device_name", "1 AS status"])
+def test_a_column_of_another_type_is_an_error_of_the_run(folder: Path, column: str) -> None:
+    source = f"SELECT * REPLACE ({column}) FROM read_parquet({sql_literal(folder / DEVICES)})"
+    duckdb.execute(f"COPY ({source}) TO {sql_literal(folder / 'new')} (FORMAT parquet)")
+    (folder / "new").replace(folder / DEVICES)
+    refusal = "devices.parquet does not have the columns of a run"
+    with pytest.raises(RunFolderError, match=refusal), open_published(folder):
         pass
 
 

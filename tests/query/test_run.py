@@ -219,7 +219,7 @@ def test_changed_files_cause_warnings_in_the_run_and_its_json(tmp_path: Path) ->
 def test_an_unsealed_run_has_no_integrity_warnings(tmp_path: Path) -> None:
     folder = running(tmp_path / "run", [named(0)], [ok(named(0), ("ble", "1"))]).folder
     with Run(folder) as run:
-        assert run.warnings == (RunWarning("running", str(folder), "running: 0 devices failed, 0 pending"),)
+        assert run.warnings == (RunWarning("running", str(folder), "killed: 0 devices failed, 0 pending"),)
 
 
 def test_an_unreported_product_is_none(tmp_path: Path) -> None:

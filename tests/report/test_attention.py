@@ -194,11 +194,20 @@ def test_a_run_that_a_signal_ended_is_called_interrupted_and_no_account_is_blame
     assert [command.purpose for command in item.commands] == ["continue it"]
 
 
+def test_an_account_that_is_refused_is_named_in_an_interrupted_run(tmp_path: Path) -> None:
+    reason = ExitReason("interrupted", "interrupted by SIGTERM")
+    answers = [each if each.device.account == "eu" else failed(each.device) for each in answer(4)][:-6]
+    folder = nights(tmp_path, *answers, state="partial", exit_code=130, exit_reason=reason)
+    found = titles(build_report(folder, now=NOW))
+    assert found[0] == ("error", "Account us: none of its 17 queried devices answered")
+    assert ("error", "The audit was interrupted") in found
+
+
 def test_a_newer_run_that_was_killed_is_first_and_one_in_progress_is_not_there(tmp_path: Path) -> None:
     newest = nights(tmp_path, state="running", exit_code=None, exit_reason=None)
     (item,) = list_attention(build_report(newest.parent / "night3", now=NOW))
     assert (item.severity, item.title) == ("error", "A newer run was killed")
-    assert item.evidence == "24 Nov 2026, 02:00 UTC: no end"
+    assert item.evidence == "24 Nov 2026, 02:00 UTC: 40 of 40 devices have an answer"
     with RunLock(newest):
         assert titles(build_report(newest.parent / "night3", now=NOW)) == []
 

@@ -132,9 +132,40 @@ def test_the_target_of_a_run_that_was_killed_is_that_of_the_runs_before(
     page = build_report(killed, now=NOW).rollouts
     (detail,) = page.rollouts
     assert (detail.rollout.target, detail.rollout.on_target, detail.rollout.behind) == (target, on_target, behind)
-    assert (detail.rollout.state, detail.rollout.reason) == ("unknown", "imprecise")
+    assert (detail.rollout.state, detail.rollout.reason) == ("unknown", "few_answers")
     assert (page.on_target, page.devices) == (on_target, on_target + behind)
     assert [(count.devices, count.behind) for count in page.by_state.values()] == [(on_target + behind, behind)]
+
+
+@pytest.mark.slow
+def test_sections_of_a_report_agree_where_the_versions_of_all_runs_have_no_order(tmp_path: Path) -> None:
+    """The versions of this run have a newest one; with those of the run before, none is the newest."""
+    build_run(tmp_path / "runs" / "before", 20, *["master"] * 3, *["1.0"] * 3)
+    sealed = build_run(tmp_path / "runs" / "now", 21, *["2.0"] * 2, *["1.0"] * 4)
+    page = build_report(sealed, now=NOW).rollouts
+    (detail,) = page.rollouts
+    assert (detail.rollout.target, detail.rollout.reason) == (None, "no_order")
+    assert (page.on_target, page.devices, page.ages[-1]) == (0, 0, (0, 0, 0, 0, 6))
+    killed = tmp_path / "runs" / "killed"
+    running(killed, FLEET, [ok(FLEET[0], ("ble", "2.0")), ok(FLEET[1], ("ble", "1.0"))])
+    edit_manifest(killed, lambda manifest: replace(manifest, started_at="2026-11-22T02:00:00.000Z"))
+    page = build_report(killed, now=NOW).rollouts
+    (detail,) = page.rollouts
+    assert (detail.rollout.target, detail.rollout.reason, page.ages[-1]) == (None, "no_order", (0, 0, 0, 0, 2))
+
+
+@pytest.mark.slow
+def test_a_damaged_earlier_run_does_not_hide_the_others_of_a_killed_one(tmp_path: Path) -> None:
+    build_run(tmp_path / "runs" / "first", 19, *["2.0"] * 6)
+    partial = build_run(tmp_path / "runs" / "second", 20, *["1.0"] * 5)
+    (partial / DEVICES).write_bytes(b"damaged")
+    killed = tmp_path / "runs" / "killed"
+    running(killed, FLEET, [ok(FLEET[0], ("ble", "1.0"))])
+    edit_manifest(killed, lambda manifest: replace(manifest, started_at="2026-11-22T02:00:00.000Z"))
+    page = build_report(killed, now=NOW)
+    assert [run.run for run in page.rollouts.runs] == ["first", "second", "killed"]
+    (detail,) = page.rollouts.rollouts
+    assert (detail.rollout.target, detail.rollout.on_target) == ("2.0", 0)
 
 
 def limit(folder: Path) -> None:
@@ -189,7 +220,7 @@ def test_modules_are_unknown_whose_devices_have_no_answer(tmp_path: Path) -> Non
     assert page.rollouts.unknown_by_account == {"eu": 1}
     text = parse_html(render_html(page)).text
     assert "1 module is unknown in this run" in text
-    assert "only the modules that devices report in this one are counted" in text
+    assert "Every run is counted by the modules that devices report in this one." in text
     assert "2 of 8 devices have no answer, and 1 module is unknown." in text
     assert "Account eu: none of its 2 devices answered" in text
     assert "1 module of its products is unknown in this run" in text

@@ -135,7 +135,7 @@ def test_incomplete_run_is_labelled_in_each_section(tmp_path: Path, state: State
     ]
     assert len(labels) == 1 + SECTIONS
     assert f"({state})" in page.text
-    assert f" now: {state}: 0 devices failed, 1 pending" in page.text
+    assert f" now: {'killed' if state == 'running' else state}: 0 devices failed, 1 pending" in page.text
     # A page may be sent to others. Commands have the paths of the run and the rules as they were given, and nothing else.
     assert "auditor run nightly.toml" in with_rules.text
     for command in (f"auditor resume {folder}", f"auditor policy {folder} {rules} --devices"):

@@ -1,6 +1,8 @@
 """The newest version of each module, and the ages of versions, equal the same computed in plain Python."""
 
 from collections import Counter
+from dataclasses import replace
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +20,7 @@ from auditor.runs.folder import FIRMWARE
 from auditor.runs.views import FIRMWARE_COLUMNS, define_sealed_views, products_query
 from auditor.storage.database import open_database
 from tests.database import connect
-from tests.runs.run_folders import build, named, ok
+from tests.runs.run_folders import build, edit_manifest, named, ok, running
 
 VERSION = st.sampled_from(["1.0", "1.1", "v1.1", "1.1.0", "1.10", "2.03", "2.1", "hot", "", "1.0-rc1", "x" * 300, "V2"])
 
@@ -136,3 +138,10 @@ def test_firmware_is_on_target_by_its_date_where_its_versions_have_no_order(tmp_
     }  # fmt: skip
     assert [each.version for each in detail.versions][:2] == ["build-beta", "build-new"]
     assert (found.on_target, found.devices, found.ages) == (9, 12, ((9, 0, 0, 3, 0),))
+    killed = running(
+        tmp_path / "killed", fleet, [ok(fleet[0], ("ble", "build-old")), ok(fleet[1], ("ble", "3"))]
+    ).folder
+    edit_manifest(killed, lambda manifest: replace(manifest, started_at="2026-11-23T02:00:00.000Z"))
+    (detail,) = build_report(killed).rollouts.rollouts
+    assert (detail.rollout.target, detail.rollout.target_source) == ("build-new", "released")
+    assert (detail.rollout.released_at, detail.rollout.on_target) == (datetime(2026, 11, 10), 0)  # noqa: DTZ001

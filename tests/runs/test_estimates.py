@@ -135,7 +135,7 @@ def test_a_running_sample_has_intervals(tmp_path: Path, folder: Path) -> None:
             "and counts cover the sampled devices only"
         )
         assert first == RunWarning("sample", str(half), sample_detail)
-        assert second == RunWarning("running", str(half), "running: 0 devices failed, 50 pending in the sample")
+        assert second == RunWarning("running", str(half), "killed: 0 devices failed, 50 pending in the sample")
 
 
 def test_devices_that_were_not_sampled_cause_no_warning_of_their_own(folder: Path, tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def inventory(
     from auditor.cli.render_run import print_inventory, print_versions
     from auditor.query.devices import select_inventory
     from auditor.query.run import Run, VersionCount
+    from auditor.runs.locking import was_killed
 
     resolved = resolve_format(format, out)
     if filters is not None or group_by is not None:
@@ -74,11 +75,12 @@ def inventory(
         return 0
     with Run(read_from(run)) as opened:
         print_warnings(opened.warnings)
+        label = "killed" if was_killed(opened.folder, opened.manifest) else None
         emit(
             resolved,
             out,
             show=lambda: print_inventory(
-                opened.manifest, opened.devices, opened.inventory(), sample=opened.sample, ages=opened.ages
+                opened.manifest, opened.devices, opened.inventory(), sample=opened.sample, ages=opened.ages, label=label
             ),
             write=opened.write_inventory,
         )
