@@ -40,6 +40,7 @@
 import errno
 import os
 import re
+import sys
 from collections.abc import Mapping
 from functools import cache
 from typing import ClassVar, Literal
@@ -297,7 +298,14 @@ _WITH_CODE = frozenset[ExitReasonCode](
 
 def refer_to_code(text: str, code: str | None) -> str:
     """Return a sentence with where the documents describe an error code, if there is one and they do."""
-    return f"{text}; see docs/errors.md#{code}" if code in DESCRIBED_CODES else text
+    return f"{text}; see {find_documents()}/errors.md#{code}" if code in DESCRIBED_CODES else text
+
+
+@cache
+def find_documents() -> str:
+    """Return the folder of the documents: the one that a wheel has installed, or else that of a checkout."""
+    installed = os.path.join(sys.prefix, "share", "doc", "auditor", "docs")  # noqa: PTH118  pathlib takes time to load
+    return installed if os.path.isdir(installed) else "docs"  # noqa: PTH112  likewise
 
 
 def find_code(sentence: str, reason: ExitReasonCode = "refused_account") -> str | None:

@@ -73,8 +73,15 @@ def read_timeline(
         database.execute(_INTERVALS.format(first=sql_literal(first), last=sql_literal(_last_time(run))))
         head = {"schema_version": SCHEMA_VERSION, "run": run.folder.name, "recorded_since": f"{first}Z"}
         table = ResultTable(database, _TABLE, reading=reading, name="versions", head=head)
-        notes = (*_describe_returns(database), *_describe_unseen(database, len(log)))
+        notes = (*_describe_returns(database), *_describe_unseen(database, len(log)), *_describe_older(database, first))
         yield Timeline(run, len(log), table, tuple(_describe_devices(database, run)), notes)
+
+
+def _describe_older(database: Database, first: str) -> Iterator[str]:
+    """Yield a sentence if a version is older than the recorded changes, so that the table does not say since when."""
+    if database.execute("FROM intervals WHERE version IS NOT NULL AND since IS NULL LIMIT 1").fetchall():
+        begin = first[:16].replace("T", " ")
+        yield f"since is empty where a version is older than the recorded changes, which begin at {begin} UTC"
 
 
 def _condition(name: str, account: str | None, product_key: str | None) -> str:

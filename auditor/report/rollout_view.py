@@ -89,12 +89,14 @@ def arrange_heat_map(report: Report, linked: int) -> HeatMap:
     products: dict[tuple[str, str | None], dict[str, int]] = defaultdict(dict)
     sizes: Counter[tuple[str, str | None]] = Counter()
     modules: Counter[str] = Counter()
+    titles: dict[str, str] = {}
     rollouts = [each.rollout for each in report.rollouts.rollouts]
     for number, each in enumerate(rollouts):
         product = each.account, each.product_key
         products[product][each.module_name.lower()] = number
         sizes[product] = max(sizes[product], each.devices)
         modules[each.module_name.lower()] += each.devices
+        titles.setdefault(each.module_name.lower(), each.module_name)  # as the largest rollout has it
     columns = sorted(name for name, _ in modules.most_common(MAX_MAP_COLUMNS))
     rows, room = [], MAX_MAP_BYTES
     for product, devices in sizes.most_common(MAX_MAP_ROWS):
@@ -106,7 +108,8 @@ def arrange_heat_map(report: Report, linked: int) -> HeatMap:
         name = next(rollouts[at].product_name for at in products[product].values())
         rows.append(MapRow(*product, name, devices, cells))
     states = frozenset(cell.state for row in rows for cell in row.cells if cell is not None)
-    return HeatMap(tuple(columns), tuple(rows), max(len(products), report.coverage.product_count), states)
+    headings = tuple(titles[name] for name in columns)
+    return HeatMap(headings, tuple(rows), max(len(products), report.coverage.product_count), states)
 
 
 def _map_cell(rollout: Rollout, number: int, linked: int) -> MapCell:

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from auditor.cli.app import app
 from auditor.config.settings import Settings
-from auditor.errors import DESCRIBED_CODES, OWN_CODES, ExitReasonCode, find_code, refer_to_code
+from auditor.errors import DESCRIBED_CODES, OWN_CODES, ExitReasonCode, find_code, find_documents, refer_to_code
 from auditor.hooks import metric_samples
 from auditor.models import WarningKind
 from auditor.policy.loader import RuleTable
@@ -220,6 +220,17 @@ def test_each_error_code_has_an_anchor_of_its_name() -> None:
         assert refer_to_code("1 failed", code) == f"1 failed; see docs/errors.md#{code}"
     for unknown in ("auditor.Run", "Throttling.Other", "", None):
         assert refer_to_code("1 failed", unknown) == "1 failed"
+
+
+def test_a_message_names_the_documents_that_a_wheel_has_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "share" / "doc" / "auditor" / "docs").mkdir(parents=True)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    find_documents.cache_clear()
+    expected = f"1 failed; see {tmp_path}/share/doc/auditor/docs/errors.md#auditor.Timeout"
+    assert refer_to_code("1 failed", "auditor.Timeout") == expected
+    find_documents.cache_clear()
 
 
 @pytest.mark.parametrize(

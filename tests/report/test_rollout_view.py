@@ -67,6 +67,13 @@ def test_darker_cells_have_larger_shares(tmp_path: Path) -> None:
     assert found[0] == (0.05, 1)
 
 
+def test_the_map_has_the_names_of_modules_as_devices_report_them(tmp_path: Path) -> None:
+    fleet = [named(0), named(1, product="p2")]
+    answers = [ok(device, ("Sensor-Hub", "1"), ("ble", "1")) for device in fleet]
+    heat = arrange_heat_map(build_report(build(tmp_path / "run", fleet, answers).folder, now=NOW), 99)
+    assert heat.modules == ("ble", "Sensor-Hub")
+
+
 def test_filters_count_the_rows(tmp_path: Path) -> None:
     report = build_report(build_wide_run(tmp_path / "run", 5, 4, 3), now=NOW)
     for shown in (20, 7):
