@@ -34,6 +34,7 @@ from auditor.storage.database import (
     parquet,
     scalar,
     scratch_database,
+    sql_literals,
     with_enough_memory,
     write_parquet,
 )
@@ -129,22 +130,25 @@ def _define_gaps(database: Database, previous: StoredRun) -> int:
         "WHERE change = 'not_seen'"
     )
     rows = parquet(previous.folder / DEVICES, options="file_row_number=true")
-    define_shared_ids(database, [f"(FROM {rows} SEMI JOIN gaps USING (account, iot_id))"])
-    ways = {"account, iot_id": "gaps ANTI JOIN shared_ids USING (account, iot_id)"}
-    ways["account, product_key, device_name"] = "gaps"
-    found = " UNION ALL ".join(
-        f"SELECT file_row_number AS line, gap FROM {rows} "
-        f"JOIN (SELECT DISTINCT gap, {names} FROM {own}) USING ({names})"
-        for names, own in ways.items()
+    devices = "(SELECT DISTINCT gap, account, product_key, device_name, iot_id FROM gaps)"
+    define_shared_ids(database, [f"(FROM {rows} SEMI JOIN gaps USING (account, iot_id))", devices])
+    database.execute(
+        f"CREATE TABLE gap_matches AS SELECT file_row_number AS line, gap FROM {rows} r "
+        f"JOIN {devices} g USING (account, iot_id) ANTI JOIN shared_ids USING (account, iot_id) "
+        f"UNION ALL SELECT file_row_number AS line, gap FROM {rows} r "
+        f"JOIN {devices} g USING (account, product_key, device_name) "
+        # The same name with another iot_id is another device.
+        "WHERE coalesce(r.iot_id = g.iot_id, true) OR (account, r.iot_id) IN (FROM shared_ids) "
+        "OR (account, g.iot_id) IN (FROM shared_ids)"
     )
-    database.execute(f"CREATE TABLE gap_matches AS {found}")
     database.execute("CREATE TABLE gap_lines AS SELECT line, min(gap) AS gap FROM gap_matches GROUP BY line")
     define_listed(database, "old", previous.manifest)
+    accounts = sql_literals([account.name for account in previous.manifest.accounts]) or "NULL"
     database.execute(
         "INSERT INTO gap_lines "
         f"SELECT (SELECT count(*) FROM {rows}) + row_number() OVER (ORDER BY gap) - 1 AS line, gap FROM ("
         "SELECT gap, any_value(account) AS account, any_value(product_key) AS product_key FROM gaps GROUP BY gap"
-        f") g ANTI JOIN gap_matches USING (gap) WHERE {is_unlisted('g', 'old')}"
+        f") g ANTI JOIN gap_matches USING (gap) WHERE account IN ({accounts}) AND {is_unlisted('g', 'old')}"
     )
     return scalar(database, "SELECT count(*) FROM gap_lines")
 

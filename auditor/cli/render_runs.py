@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, tzinfo
+from itertools import pairwise
 from pathlib import Path
 
 from rich.text import Text
@@ -12,7 +13,7 @@ from auditor.cli.render_history import describe_rollouts
 from auditor.cli.render_run import describe_coverage, describe_discovery, describe_releases
 from auditor.errors import RunFolderError, find_code, refer_to_code
 from auditor.query.describe import describe_next_steps, describe_recheck, describe_selection
-from auditor.query.freshness import overdue_interval
+from auditor.query.freshness import MIN_INTERVAL, overdue_interval
 from auditor.query.run import with_counted_devices
 from auditor.query.warnings import completeness_warnings, is_tolerated, state_label
 from auditor.runs.folder import RunCatalog, StoredRun, find_stored_run
@@ -32,8 +33,8 @@ from auditor.text.time_zones import show_times
 MAX_CODES = 5
 """Error codes that are listed."""
 
-MAX_STARTS = 30
-"""Runs whose starts show how often one usually starts."""
+MAX_STARTS, MIN_NIGHTS = 30, 2
+"""Runs whose starts show how often one usually starts, and intervals between them that are needed for that."""
 
 MAX_ACCOUNTS = 20
 """Accounts whose lists and releases are described."""
@@ -184,11 +185,14 @@ def _describe_success(run: StoredRun) -> Iterator[str]:
 
 def _describe_overdue(run: StoredRun) -> Iterator[str]:
     """Yield a line if the newest run is so old that another one should have started."""
-    if not run.ended:
+    if run.manifest.state == "running" and is_locked(run.folder):
         return
-    runs = RunCatalog(run.folder.parent, missing_ok=True).named(run.manifest.name)[:MAX_STARTS]
+    catalog = RunCatalog(run.folder.parent, missing_ok=True)
+    named = [each for each in catalog.named(run.manifest.name) if catalog.is_possible(each)]
+    runs = [each for each in named if each.manifest.covers_fleet][:MAX_STARTS]
     starts = [start for each in reversed(runs) if (start := parse_manifest_time(each.manifest.started_at)) is not None]
-    if not starts or starts[-1] != parse_manifest_time(run.manifest.started_at):
+    nights = sum(later - earlier >= MIN_INTERVAL for earlier, later in pairwise(starts))
+    if nights < MIN_NIGHTS or named[0].manifest.started_at != run.manifest.started_at:
         return
     if (usual := overdue_interval(starts, datetime.now(UTC))) is not None:
         often = format_rough_duration(usual.total_seconds())

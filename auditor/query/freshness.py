@@ -13,7 +13,7 @@ from auditor.text.formatting import SECONDS_PER_DAY as _DAY
 _OVERDUE = 2
 """Usual intervals between runs after which a run is overdue."""
 
-_DEFAULT_INTERVAL, _MIN_INTERVAL = timedelta(hours=24), timedelta(hours=1)
+_DEFAULT_INTERVAL, MIN_INTERVAL = timedelta(hours=24), timedelta(hours=1)
 """Usual interval of a run without earlier ones, and the shortest one: runs that follow each other are tests."""
 
 
@@ -23,7 +23,7 @@ def overdue_interval(starts: Sequence[datetime], now: datetime) -> timedelta | N
     ``starts`` are those of the runs, the oldest first.
     """
     intervals = [(later - earlier).total_seconds() for earlier, later in pairwise(starts)]
-    usual = max(timedelta(seconds=median(intervals)), _MIN_INTERVAL) if intervals else _DEFAULT_INTERVAL
+    usual = max(timedelta(seconds=median(intervals)), MIN_INTERVAL) if intervals else _DEFAULT_INTERVAL
     return usual if starts and now - starts[-1] > _OVERDUE * usual else None
 
 

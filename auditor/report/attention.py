@@ -161,6 +161,7 @@ def list_attention(report: Report) -> list[AttentionItem]:
     """Return what needs attention, by severity, then by number."""
     unfinished = _is_unfinished(report)
     failing = [each for each in report.problems.accounts if _fails(each, unfinished=unfinished)]
+    failing = [each for each in failing if each.failed >= MIN_UNANSWERED] if unfinished else failing
     products = () if unfinished else report.coverage.products
     names = {each.name for each in failing}
     items = [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from auditor.analysis.recorded_changes import record_changes
 from auditor.models import Outcome
-from auditor.runs.manifest import DiscoveryInfo, read_manifest, write_manifest
+from auditor.runs.manifest import AccountInfo, DiscoveryInfo, read_manifest, write_manifest
 from tests.runs.run_folders import both, build, edit_manifest, failed, named, not_found, ok
 
 Modules = dict[str, str]
@@ -43,7 +43,10 @@ def add_run(
     folder = directory / f"202611{day:02}T020000Z-nightly"
     build(folder, [named(number) if shared else both(number) for number, _ in present], outcomes)
     started_at = f"2026-11-{day:02}T02:00:00.000Z"
-    edit_manifest(folder, lambda manifest: replace(manifest, started_at=started_at, discovery=discovery))
+    accounts = (AccountInfo("demo", "https://example.com/", "tuya", 10),)
+    edit_manifest(
+        folder, lambda manifest: replace(manifest, started_at=started_at, discovery=discovery, accounts=accounts)
+    )
     write_manifest(folder, record_changes(folder, read_manifest(folder)))
     return folder
 

@@ -22,7 +22,7 @@ from auditor.runs.retention import prune_runs
 from auditor.runs.verify import verify_run
 from tests.analysis.recorded_runs import DAYS, Answer, Modules, add_run, write_days
 from tests.database import connect
-from tests.runs.run_folders import edit_manifest
+from tests.runs.run_folders import both, build, edit_manifest, ok
 
 Row = tuple[str, str | None, str, str | None, str | None]
 """Device, module, change, old and new version."""
@@ -346,6 +346,43 @@ def test_nights_without_a_list_hide_no_change(tmp_path: Path) -> None:
     assert ("device0000", "ble", "upgraded", "1.0", "1.1") in rows
     assert count == 1
     assert latest_pair(directory)[0].name.startswith("20261121")
+
+
+def test_unlisted_devices_that_share_an_iot_id_keep_their_own_versions(tmp_path: Path) -> None:
+    answers: list[Answer] = [{"ble": "1.0"}, {"ble": "1.1"}, {"ble": "1.2"}]
+    add_run(tmp_path, 21, answers, shared=True)
+    add_run(tmp_path, 22, ["unlisted", {"ble": "1.1"}, "unlisted"], shared=True)
+    newest = add_run(tmp_path, 23, answers, shared=True)
+    assert recorded(newest) == [
+        ("device0000", "ble", "seen", "1.0", "1.0"),
+        ("device0002", "ble", "seen", "1.2", "1.2"),
+    ]
+
+
+def test_a_replacement_in_a_night_with_an_incomplete_list_is_no_upgrade(tmp_path: Path) -> None:
+    add_run(tmp_path, 21, [{"ble": "1.0"}, {"ble": "1.0"}])
+    for day in (22, 23):
+        new = replace(both(0), iot_id="iot-new")
+        folder = build(tmp_path / f"202611{day}T020000Z-nightly", [new], [ok(new, ("ble", "1.1"))]).folder
+        discovery = (DiscoveryInfo("demo"),) if day == 22 else ()
+        started_at = f"2026-11-{day}T02:00:00.000Z"
+        edit_manifest(folder, lambda m, at=started_at, lists=discovery: replace(m, started_at=at, discovery=lists))  # type: ignore[misc]
+        write_manifest(folder, record_changes(folder, read_manifest(folder)))
+    assert recorded(folder) == [
+        ("device0000", "ble", "left", "1.0", None),
+        ("device0001", "ble", "left", "1.0", None),
+    ]
+
+
+def test_devices_of_an_account_that_is_configured_no_more_are_not_seen_once(tmp_path: Path) -> None:
+    add_run(tmp_path, 21, [{"ble": "1.0"}, {"ble": "1.0"}])
+    for day, expected in ((22, 1), (23, 0)):
+        folder = tmp_path / f"202611{day}T020000Z-nightly"
+        device = replace(both(0), account="other")
+        build(folder, [device], [ok(device, ("ble", "1.0"))])
+        edit_manifest(folder, lambda m, day=day: replace(m, started_at=f"2026-11-{day}T02:00:00.000Z"))  # type: ignore[misc]
+        write_manifest(folder, record_changes(folder, read_manifest(folder)))
+        assert sum(row[2] == "not_seen" for row in recorded(folder)) == 2 * expected
 
 
 def test_a_device_is_there_or_not_whatever_modules_it_had(tmp_path: Path) -> None:

@@ -264,7 +264,9 @@ def test_a_device_is_shown_over_all_runs(directory: Path, capsys: pytest.Capture
     assert [row["module_version"] for row in rows] == ["1.1", "1.0", "1.1", "1.0"]
     assert rows[0]["run"] == NEWEST
     assert [bool(row["since"]) for row in rows] == [True, True, True, False]
-    assert "since is empty where a version is older than the recorded changes, which begin at 2026-11-22 02:00" in errors
+    assert (
+        "since is empty where a version is older than the recorded changes, which begin at 2026-11-22 02:00" in errors
+    )
     assert "flaps between 1.0 and 1.1" in errors
     assert "rolled back from 1.1 to 1.0" in errors
     assert "did you mean device0000" in auditor(capsys, "device", "device000", code=2)[1]
