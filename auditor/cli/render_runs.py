@@ -33,7 +33,7 @@ from auditor.text.time_zones import show_times
 MAX_CODES = 5
 """Error codes that are listed."""
 
-MAX_STARTS, MIN_NIGHTS = 30, 2
+MAX_STARTS, MIN_INTERVALS = 30, 2
 """Runs whose starts show how often one usually starts, and intervals between them that are needed for that."""
 
 MAX_ACCOUNTS = 20
@@ -191,8 +191,8 @@ def _describe_overdue(run: StoredRun) -> Iterator[str]:
     named = [each for each in catalog.named(run.manifest.name) if catalog.is_possible(each)]
     runs = [each for each in named if each.manifest.covers_fleet][:MAX_STARTS]
     starts = [start for each in reversed(runs) if (start := parse_manifest_time(each.manifest.started_at)) is not None]
-    nights = sum(later - earlier >= MIN_INTERVAL for earlier, later in pairwise(starts))
-    if nights < MIN_NIGHTS or named[0].manifest.started_at != run.manifest.started_at:
+    intervals = sum(later - earlier >= MIN_INTERVAL for earlier, later in pairwise(starts))
+    if intervals < MIN_INTERVALS or named[0].manifest.started_at != run.manifest.started_at:
         return
     if (usual := overdue_interval(starts, datetime.now(UTC))) is not None:
         often = format_rough_duration(usual.total_seconds())
