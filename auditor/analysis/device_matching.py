@@ -247,7 +247,7 @@ def define_listed(database: Database, side: str, manifest: Manifest) -> None:
 
 
 def is_unlisted(rows: str, side: str) -> str:
-    """Return the SQL of whether a run, of which ``define_listed`` was called, may not list a device of ``rows``."""
+    """Return the SQL of whether the list of a run may lack a device of ``rows``, after ``define_listed``."""
     return (
         f"({rows}.account NOT IN (FROM {side}_listed) OR EXISTS (FROM {side}_list_gaps l "
         f"WHERE l.account = {rows}.account AND coalesce(l.product_key = {rows}.product_key, true)))"

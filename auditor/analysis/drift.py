@@ -203,7 +203,7 @@ def _narrow(
 
 
 def latest_pair(directory: str | Path) -> tuple[Path, Path]:
-    """Return the newest ended run of a directory and the one of the same name before it, the older first.
+    """Return the newest ended run of a directory and the previous one of its name, the older first.
 
     Raises:
         RunFolderError: there are no two such runs.
@@ -211,9 +211,6 @@ def latest_pair(directory: str | Path) -> tuple[Path, Path]:
     catalog = RunCatalog(Path(directory))
     new = catalog.latest(ended=True)
     old = None if new is None else catalog.previous(new.manifest, new.folder)
-    if new is not None:  # one without answers says nothing of what changed
-        earlier = catalog.earlier(new.manifest, new.folder)
-        old = next((run for run in earlier if run.manifest.devices.answered), old)
     if new is None or old is None:
         raise RunFolderError(f"{directory}: no two ended runs of one name to compare")
     return old.folder, new.folder

@@ -53,7 +53,7 @@ def print_inventory(
     now: datetime | None = None,
     label: str | None = None,
 ) -> None:
-    """Print the inventory as a table, and a label that says whether the run is complete; None: by its manifest.
+    """Print the inventory as a table, and whether the run is complete: in the word ``label``, or by its manifest.
 
     With ``sample``, print its estimates for the fleet; with ``ages``, the ages of the results at ``now``.
     """

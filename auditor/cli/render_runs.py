@@ -196,7 +196,7 @@ def _describe_overdue(run: StoredRun) -> Iterator[str]:
         return
     if (usual := overdue_interval(starts, datetime.now(UTC))) is not None:
         often = format_rough_duration(usual.total_seconds())
-        yield f"overdue: usually a run starts every {often}; see why none has, in what starts it and in its log"
+        yield f"overdue: usually a run starts every {often}; look at what starts it, and at its log"
 
 
 def _next_steps(run: StoredRun) -> tuple[str, tuple[str, ...]]:

@@ -103,7 +103,7 @@ def build_payload(
         RunFolderError: the folder is no run.
     """
     run, failures = _read_run(folder)
-    previous = _find_previous(run)
+    last, previous = _find_earlier(run)
     drift = None if previous is None else _read_drift(run, previous)
     of_run = (*run.warnings, *release_warnings(folder, run.manifest))
     warnings = list(dict.fromkeys((*of_run, *(policy.warnings if policy is not None else ()))))
@@ -134,7 +134,7 @@ def build_payload(
     if not exit_code:
         message = replace(message, outcome="warning" if has_problems else "success")
         message = message if has_problems else replace(message, action="", commands=())
-    has_changes = drift is None or _has_changed(drift) or previous is None or _ended_otherwise(previous, manifest)
+    has_changes = drift is None or _has_changed(drift) or last is None or _ended_otherwise(last, manifest)
     timestamp = manifest.finished_at or manifest.started_at
     return Payload(_message_id(run, timestamp), timestamp, _clean_table(content), message, has_problems, has_changes)
 
@@ -188,12 +188,13 @@ def _devices_by_state(run: RunSnapshot) -> dict[str, int]:
     return devices | ({"unsampled": unsampled} if unsampled else {})
 
 
-def _find_previous(run: RunSnapshot) -> StoredRun | None:
-    """Return the previous ended run of the same name; None if there is none that can be read."""
+def _find_earlier(run: RunSnapshot) -> tuple[StoredRun | None, StoredRun | None]:
+    """Return the last run of the same name before a run, and the one to compare with; None: none can be read."""
     try:
-        return RunCatalog(run.folder.resolve().parent).previous(run.manifest, run.folder)
+        catalog = RunCatalog(run.folder.resolve().parent)
+        return next(catalog.earlier(run.manifest, run.folder), None), catalog.previous(run.manifest, run.folder)
     except (AuditorError, OSError):
-        return None
+        return None, None
 
 
 def _read_drift(run: RunSnapshot, previous: StoredRun) -> DriftSummary | None:

@@ -161,7 +161,6 @@ def list_attention(report: Report) -> list[AttentionItem]:
     """Return what needs attention, by severity, then by number."""
     unfinished = _is_unfinished(report)
     failing = [each for each in report.problems.accounts if _fails(each, unfinished=unfinished)]
-    failing = [each for each in failing if each.failed >= MIN_UNANSWERED] if unfinished else failing
     products = () if unfinished else report.coverage.products
     names = {each.name for each in failing}
     items = [
@@ -197,6 +196,8 @@ def _expected(account: AccountEffort, *, unfinished: bool) -> int:
 
 def _fails(account: AccountEffort, *, unfinished: bool) -> bool:
     expected = _expected(account, unfinished=unfinished)
+    if unfinished and account.failed < MIN_UNANSWERED:  # the first answers say little
+        return False
     return expected > 0 and account.answered < (1 - MIN_ACCOUNT_SHARE) * expected
 
 

@@ -22,7 +22,6 @@ from auditor.report.coverage import run_labels
 from auditor.report.model import AGES, PastRun, VersionSection, VersionShare
 from auditor.runs.folder import StoredRun
 from auditor.runs.manifest import Manifest
-from auditor.runs.views import no_rows
 from auditor.storage.database import load_rows, result_rows, scalar, sql_literal, sql_read_path
 
 MAX_ROWS = 3_000
@@ -237,29 +236,22 @@ def define_version_ages(database: duckdb.DuckDBPyConnection, last: int, work: Pa
 
 
 def _define_marks(database: duckdb.DuckDBPyConnection) -> None:
-    """Define ``module_marks``: module, module_version, whether it is ``on_target``, and whether it ``is_target``."""
-    marked = database.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'marked_versions'").fetchone()
-    rows = "FROM marked_versions" if marked is not None else no_rows(_MARKS)
-    database.execute(
-        f"CREATE TABLE module_marks AS "
-        f"SELECT m.module, {cut_version('v.module_version')} AS module_version, bool_and(on_target) AS on_target, "
-        "bool_or(is_target) AS is_target, bool_or(is_released) AS is_released, max(released_at) AS released_at "
-        f"FROM ({rows}) v JOIN modules_in_use m ON v.account = m.account "
-        "AND v.product_key IS NOT DISTINCT FROM m.product_key AND lower(v.module_name) = m.module_key GROUP BY ALL"
-    )
-    if marked is None:  # the order of the versions says which others are on the target
-        database.execute(
-            f"INSERT INTO module_marks SELECT module, max({cut_version('module_version')}), NULL, true, false, NULL "
+    """Define ``module_marks``: module, module_version, whether it is ``on_target`` and ``is_target``, its release."""
+    if database.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'marked_versions'").fetchone() is None:
+        # The order of the versions says which others are on the target.
+        query = (
+            f"SELECT module, max({cut_version('module_version')}) AS module_version, NULL::BOOLEAN AS on_target, "
+            "true AS is_target, false AS is_released, NULL::TIMESTAMP AS released_at "
             "FROM versions WHERE version_order = 'newest' GROUP BY module"
         )
-
-
-_MARKS = {
-    **dict.fromkeys(("account", "product_key", "module_name", "module_version"), "VARCHAR"),
-    **dict.fromkeys(("on_target", "is_target", "is_released"), "BOOLEAN"),
-    "released_at": "TIMESTAMP",
-}
-"""Columns of ``marked_versions``."""
+    else:
+        query = (
+            f"SELECT m.module, {cut_version('v.module_version')} AS module_version, bool_and(on_target) AS on_target, "
+            "bool_or(is_target) AS is_target, bool_or(is_released) AS is_released, max(released_at) AS released_at "
+            "FROM marked_versions v JOIN modules_in_use m ON v.account = m.account "
+            "AND v.product_key IS NOT DISTINCT FROM m.product_key AND lower(v.module_name) = m.module_key GROUP BY ALL"
+        )
+    database.execute(f"CREATE TABLE module_marks AS {query}")
 
 
 def cut_version(column: str) -> str:

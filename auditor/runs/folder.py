@@ -238,8 +238,12 @@ class RunCatalog:
         return None
 
     def previous(self, manifest: Manifest, folder: Path) -> StoredRun | None:
-        """Return the newest ended run of the same name that began before a run; None if there is none."""
-        return next(self.earlier(manifest, folder), None)
+        """Return the newest ended run with answers of the same name that began before a run, or else the newest one.
+
+        None if there is none. One without answers, as of a night without the platform, says nothing of what changed.
+        """
+        earlier = list(self.earlier(manifest, folder))
+        return next((run for run in earlier if run.manifest.devices.answered), earlier[0] if earlier else None)
 
     def earlier(self, manifest: Manifest, folder: Path) -> Iterator[StoredRun]:
         """Yield the ended runs of the same name that began before a run, the newest first.

@@ -189,7 +189,7 @@ def test_the_duration_of_a_resumed_run_says_that_it_has_pauses(
 
 
 def test_status_says_that_no_run_has_started_since_long(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sentence = "overdue: usually a run starts every 24 h; see why none has, in what starts it and in its log"
+    sentence = "overdue: usually a run starts every 24 h; look at what starts it, and at its log"
     assert sentence in auditor(capsys, "status")[0]
     assert not any(line.startswith("overdue: ") for line in auditor(capsys, "status", "audits/last~1")[0])
     today = f"{datetime.now(UTC) - timedelta(hours=40):%Y-%m-%dT%H:%M:%S.000Z}"

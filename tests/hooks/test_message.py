@@ -13,6 +13,7 @@ from auditor.hooks.message import MAX_MESSAGE_BYTES, RunMessage
 from auditor.hooks.payload import build_payload, escape_chat_markup
 from auditor.runs.selection_info import ExitReason
 from auditor.text.shell import format_command
+from tests.analysis.recorded_runs import add_run
 from tests.runs.run_folders import build, edit_manifest, named, ok
 
 FULL = RunMessage(
@@ -23,6 +24,20 @@ FULL = RunMessage(
 def test_what_matters_comes_first_and_empty_lines_are_left_out() -> None:
     assert FULL.render().splitlines() == ["verdict", "reason", "changes", "policy", "action", "https://h/@<", "notes"]
     assert RunMessage("success", "OK", "nightly", "run-1", "verdict", notes="notes").render() == "verdict\nnotes"
+
+
+@pytest.mark.parametrize(("version", "upgraded"), [("1.1", 1), ("1.0", 0)])
+def test_the_message_after_a_night_without_the_platform_compares_with_the_night_before_it(
+    tmp_path: Path, version: str, upgraded: int
+) -> None:
+    for day, answer in ((21, {"ble": "1.0"}), (22, "unlisted"), (23, {"ble": version})):
+        folder = add_run(tmp_path, day, [answer])
+        reason = ExitReason("unreachable_account" if day == 22 else "success", "why")
+        edit_manifest(folder, lambda manifest, reason=reason: replace(manifest, exit_reason=reason))  # type: ignore[misc]
+    payload = build_payload(folder)
+    assert payload.data["drift"]["since"] == "20261121T020000Z-nightly"
+    assert payload.data["drift"]["counts"]["upgraded"] == upgraded
+    assert payload.has_changes, "it ended otherwise than the run before it"
 
 
 @pytest.mark.parametrize("template", ["{reason}", "{policy}\n{link}\n", " {changes} "])
