@@ -168,7 +168,7 @@ def aiohttp_tuned(port: int, devices: Iterator[Device], out: Path) -> float:
 
 def stream(port: int, devices: Iterator[Device], out: Path) -> float:
     """Use auditor's Python API: outcomes as they arrive, without a run folder."""
-    import orjson
+    import msgspec
     import uvloop
 
     import auditor
@@ -183,7 +183,7 @@ def stream(port: int, devices: Iterator[Device], out: Path) -> float:
         with out.open("wb", buffering=65_536) as file:
             async with stream_outcomes(settings, source) as found:
                 async for outcome in found:
-                    file.write(orjson.dumps(outcome, option=orjson.OPT_APPEND_NEWLINE))
+                    file.write(msgspec.json.encode(outcome) + b"\n")
 
     started = time.perf_counter()
     uvloop.run(main())

@@ -91,7 +91,7 @@ class IndexJournal(DiscoveryJournal):
         self._record({**line, "ended": ended, "devices": last, "position": asdict(position)})
 
     def _device(self, row: IndexedDevice) -> dict[str, Any]:
-        device = asdict(row)
+        device: dict[str, Any] = msgspec.to_builtins(row)
         attributes = dict(row.tags)
         if row.groups:
             attributes.setdefault(GROUPS, ",".join(row.groups))

@@ -94,7 +94,9 @@ class ApiClient:
         try:
             response = await self._transport.send(query, fresh_connection=fresh_connection or clock.refused)
             outcome = parse_response(
-                *response,
+                response.status,
+                response.headers,
+                response.body,
                 now=(now := self._wall_clock()),
                 response_type=operation.response_type,
                 decode_page=operation.decode_page,

@@ -77,20 +77,25 @@ class AccountConnector(aiohttp.TCPConnector):
         self._last_request = req, args, options
         self._used += 1
         started = asyncio.get_running_loop().time()
-        connection = await self._connect(req, *args, **options)
-        if self._is_usable(connection):
-            return connection
         try:
+            connection = await super().connect(req, *args, **options)
+            if self._is_usable(connection):
+                return connection
+            connection.close()
             # Without the limit, a server that sends first on all connections would be called forever.
             async with asyncio.timeout_at(started + self._connect_timeout):
                 while True:
-                    connection.close()
-                    connection = await self._connect(req, *args, **options)
+                    connection = await super().connect(req, *args, **options)
                     if self._is_usable(connection):
                         return connection
-        except BaseException:
-            connection.close()
+                    connection.close()
+        except aiohttp.ClientSSLError:  # of the host that the proxy connects to
             raise
+        except (aiohttp.ClientError, OSError) as error:
+            if req.proxy is None:
+                raise
+            place = f"{req.proxy.host_subcomponent}:{req.proxy.port}"
+            raise proxy_error(error, f"the proxy {place}", req.host) from None
 
     def limiter_of(self, connection: Connection) -> "ResponseLimiter | None":
         """Return what the responses on a connection pass through; None if it has closed."""
@@ -138,18 +143,6 @@ class AccountConnector(aiohttp.TCPConnector):
                 task.cancel()
         return not tasks or self._opened > opened
 
-    async def _connect(self, req: aiohttp.ClientRequest, *args: Any, **options: Any) -> Connection:  # noqa: ANN401
-        """Return a connection of the pool or a new one."""
-        try:
-            return await super().connect(req, *args, **options)
-        except aiohttp.ClientSSLError:  # of the host that the proxy connects to
-            raise
-        except (aiohttp.ClientError, OSError) as error:
-            if req.proxy is None:
-                raise
-            place = f"{req.proxy.host_subcomponent}:{req.proxy.port}"
-            raise proxy_error(error, f"the proxy {place}", req.host) from None
-
     def _is_usable(self, connection: Connection) -> bool:
         """Return True for a connection without unexpected data that is not about to close."""
         transport, handler = connection.transport, connection.protocol
@@ -161,11 +154,11 @@ class AccountConnector(aiohttp.TCPConnector):
                 self._forget_closed()
             limiter = self._limiters[transport] = ResponseLimiter(handler, self._buffer)
             transport.set_protocol(limiter)
-            connection.add_callback(limiter.finish)
+            limiter.connection = connection
             self._opened += 1
             # `should_close` is not documented. Should it be gone one day, connections are used once.
             return not getattr(handler, "should_close", False)
-        connection.add_callback(limiter.finish)
+        limiter.connection = connection
         return limiter.is_clean()
 
     def _forget_closed(self) -> None:
@@ -187,15 +180,13 @@ class ResponseLimiter(asyncio.Protocol):
 
     Attributes:
         handler: aiohttp's protocol.
-        received: bytes received since the last response was read.
-        ended_exactly: whether the last response ended with the last byte received, as its ``Content-Length`` or the end
-            of its chunks says. A response with a status of 5xx, after an interim response, with trailers, or of another
-            form does not count as such.
+        connection: what the current request holds, or the last one held.
+        received: bytes received since the connection was last given out.
     """
 
     def __init__(self, handler: ResponseHandler, buffer: _Buffer) -> None:
         self.received = 0
-        self.ended_exactly = True
+        self.connection: Connection | None = None
         self._size, self._finder = UNKNOWN, EndFinder()
         self.handler = handler
         self._buffer, self._buffered = buffer, 0
@@ -205,7 +196,8 @@ class ResponseLimiter(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See ``asyncio.Protocol``."""
         if not self.received:
-            self._size = size_of(data)
+            in_flight = self.connection is not None and self.connection.protocol is not None
+            self._size = size_of(data) if in_flight else UNKNOWN
             self._interim_responses = 0
             if self._size == NOT_YET:
                 self._finder = EndFinder()
@@ -216,21 +208,25 @@ class ResponseLimiter(asyncio.Protocol):
             self._check(data)
         self._pass_on(data)
 
-    def finish(self) -> None:
-        """Record that the response was read, or is abandoned."""
-        if self.received:
-            self.ended_exactly = self.received == self._size
-            self.received = 0
-        if self._buffered:
-            self._buffer.size -= self._buffered
-            self._buffered = 0
-
     def is_clean(self) -> bool:
-        """Return whether nothing has arrived since the last response, and nothing may arrive late."""
-        # `should_close` is not documented. Should it be gone one day, connections are used once.
-        return self.ended_exactly and not (self.received or getattr(self.handler, "should_close", True))
+        """Return whether the connection may be given out again: nothing follows the last response, or may arrive late.
+
+        The last byte received must be the end of the last response, as its ``Content-Length`` or the end of its chunks
+        says. A response with a status of 5xx, after an interim response, with trailers, or of another form has no such
+        end, nor has what arrived while no request was in flight.
+        """
+        ended_exactly = not self.received or self.received == self._size
+        self.received = 0
+        return ended_exactly
+
+    def release_buffer(self) -> None:
+        """Count the response as arriving no more: it was read, or is abandoned."""
+        self._buffer.size -= self._buffered
+        self._buffered = 0
 
     def _check(self, data: bytes) -> None:
+        if not self._buffered and self.connection is not None:
+            self.connection.add_callback(self.release_buffer)
         self._buffered += len(data)
         self._buffer.size += len(data)
         self._interim_responses += data.count(b"HTTP/1.1 1")
@@ -246,7 +242,7 @@ class ResponseLimiter(asyncio.Protocol):
 
     def _abort(self, error: TransientError) -> None:
         self._pass_on = _ignore
-        self.finish()
+        self.release_buffer()
         transport = self.handler.transport
         self.handler.set_exception(error)
         if transport is not None:
@@ -258,7 +254,7 @@ class ResponseLimiter(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """See ``asyncio.Protocol``."""
-        self.finish()
+        self.release_buffer()
         self.handler.connection_lost(error)
 
     def pause_writing(self) -> None:

@@ -119,7 +119,8 @@ class FastTransport:
         """Return the connection that was used last, if one can be used."""
         while self._idle:
             kept = self._idle.pop()
-            if kept.limiter.is_clean() and now - kept.used_at < KEEPALIVE_SECONDS:
+            is_clean = kept.limiter.is_clean() and not kept.handler.should_close
+            if is_clean and now - kept.used_at < KEEPALIVE_SECONDS:
                 return kept
             kept.connection.close()
         return None
@@ -165,7 +166,7 @@ class FastTransport:
         if self._connecting and self._wanted() > self._connector.limit:  # a request waits for a connection
             kept.connection.release()
         else:
-            kept.limiter.finish()
+            kept.limiter.release_buffer()
             self._idle.append(kept)
         return to_raw_response(message.code, message.headers, body)
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
-from typing import NamedTuple
 from xml.parsers import expat
 
 import msgspec
@@ -43,7 +42,7 @@ _XML_MEMBERS = frozenset({"code", "message", "errormessage", "requestid"})
 _NO_FIELDS: Mapping[str, object] = MappingProxyType({})
 
 
-class ApiResponse(NamedTuple):
+class ApiResponse(msgspec.Struct, frozen=True, gc=False):
     """The fields of a successful response by their lower-case names; or only its page, if that was decoded directly."""
 
     fields: Mapping[str, object]

@@ -12,9 +12,10 @@ vendor use POST as well, with all parameters in the query and an empty body.
 import asyncio
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
 import aiohttp
+import msgspec
 from multidict import CIMultiDictProxy
 from yarl import URL
 
@@ -67,7 +68,7 @@ class Endpoint:
     calls_per_second: float | None = None
 
 
-class RawResponse(NamedTuple):
+class RawResponse(msgspec.Struct, frozen=True, gc=False):
     """An HTTP status, headers (read without case), and the complete body, decompressed."""
 
     status: int
@@ -150,7 +151,7 @@ class SessionTransport:
         url = URL.build(
             scheme=self._scheme, authority=self._authority, path=self._path, query_string=query, encoded=True
         )
-        watched = self._watchdog.watch()
+        task = self._watchdog.watch()
         try:
             response = await self._session.request(
                 METHOD, url, allow_redirects=False, proxy=self._proxy, proxy_headers=self._proxy_headers
@@ -163,15 +164,15 @@ class SessionTransport:
                 if not response.closed:  # a body that was read to its end has returned its connection to the pool
                     response.close()
         except asyncio.CancelledError:
-            watched.raise_if_timed_out()
+            self._watchdog.raise_if_timed_out(task)
             raise
         finally:
-            self._watchdog.forget(watched)
+            self._watchdog.forget(task)
         return to_raw_response(response.status, response.headers, body)
 
     async def prewarm(self, connections: int) -> bool:
         """See ``Transport``."""
-        return await self._connector.prewarm(connections, in_flight=len(self._watchdog.watched))
+        return await self._connector.prewarm(connections, in_flight=len(self._watchdog))
 
     async def close(self) -> None:
         """See ``Transport``."""
@@ -199,48 +200,45 @@ class SingleUse:
             await self._transport.close()
 
 
-class WatchedRequest:
-    """A request in flight, the task that waits for it, and whether its time is up."""
-
-    __slots__ = ("_cancelling", "deadline", "task", "timed_out")
-
-    def __init__(self, task: "asyncio.Task[object]", deadline: float) -> None:
-        self.deadline, self.task, self.timed_out = deadline, task, False
-        self._cancelling = task.cancelling()
-
-    def raise_if_timed_out(self) -> None:
-        """Raise TimeoutError if a CancelledError is due to the timeout alone, as ``asyncio.timeout`` does."""
-        if self.timed_out and self.task.uncancel() <= self._cancelling:
-            raise TimeoutError
-
-
 class Watchdog:
     """Cancels requests that take too long, with one timer. All have the same timeout, so the oldest expires first.
 
-    Attributes:
-        watched: the requests in flight, the oldest first.
+    A task waits for one request at a time.
     """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
-        self.watched: dict[WatchedRequest, None] = {}
+        # For each task its deadline, the oldest first, and how many cancellations of it were requested before.
+        self._in_flight: dict[asyncio.Task[Any], tuple[float, int]] = {}
+        self._timed_out: dict[asyncio.Task[Any], int] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self) -> WatchedRequest:
-        """Start the time of a request of the current task."""
-        task = asyncio.current_task()
+    def __len__(self) -> int:
+        """Return the number of requests in flight."""
+        return len(self._in_flight)
+
+    def watch(self) -> "asyncio.Task[Any]":
+        """Start the time of a request of the current task; return the task."""
+        task = asyncio.current_task(self._loop)
         if task is None:
             raise RuntimeError("a request needs a task that waits for it")
-        request = WatchedRequest(task, self._loop.time() + self._timeout)
-        self.watched[request] = None
+        deadline = self._loop.time() + self._timeout
+        self._in_flight[task] = deadline, task.cancelling()
         if self._timer is None:
-            self._timer = self._loop.call_at(request.deadline, self._expire)
-        return request
+            self._timer = self._loop.call_at(deadline, self._expire)
+        return task
 
-    def forget(self, request: WatchedRequest) -> None:
+    def raise_if_timed_out(self, task: "asyncio.Task[Any]") -> None:
+        """Raise TimeoutError if a CancelledError is due to the timeout alone, as ``asyncio.timeout`` does."""
+        cancelling = self._timed_out.get(task)
+        if cancelling is not None and task.uncancel() <= cancelling:
+            raise TimeoutError
+
+    def forget(self, task: "asyncio.Task[Any]") -> None:
         """End the time of a request."""
-        self.watched.pop(request, None)
+        if self._in_flight.pop(task, None) is None:
+            self._timed_out.pop(task, None)
 
     def close(self) -> None:
         """Stop the timer."""
@@ -250,13 +248,13 @@ class Watchdog:
     def _expire(self) -> None:
         self._timer = None
         now = self._loop.time()
-        for request in list(self.watched):
-            if request.deadline > now:
-                self._timer = self._loop.call_at(request.deadline, self._expire)
+        for task, (deadline, cancelling) in list(self._in_flight.items()):
+            if deadline > now:
+                self._timer = self._loop.call_at(deadline, self._expire)
                 return
-            del self.watched[request]
-            request.timed_out = True
-            request.task.cancel()
+            del self._in_flight[task]
+            self._timed_out[task] = cancelling
+            task.cancel()
 
 
 def request_headers(endpoint: Endpoint) -> dict[str, str]:

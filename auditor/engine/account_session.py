@@ -191,7 +191,8 @@ class AccountSession:
             now=self.platform_time,
             may_retry=self._caller.may_retry,
         )
-        outcome = keep_modules(outcome, self._settings.modules)
+        if self._settings.modules is not None:
+            outcome = keep_modules(outcome, self._settings.modules)
         self.fetched += 1
         self._failed += isinstance(outcome, DeviceFailure)
         if self._caller.failing_products.is_failing(device.product_key) and device.product_key not in self._reported:

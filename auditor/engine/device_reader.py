@@ -10,8 +10,9 @@ A broken proxy may give a request the answer of another one. An answer that name
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Protocol
+
+from msgspec import structs
 
 from auditor.client.operations import (
     LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
@@ -266,12 +267,12 @@ def _answer_without_device(outcome: Page | PlatformError, reading: "_DeviceReadi
     return outcome.code.lower() if conclusive else None
 
 
-def keep_modules(outcome: Outcome, names: ReadModules | None) -> Outcome:
-    """Return an outcome with only the modules of these names; None: with all."""
-    if names is None or not isinstance(outcome, DeviceResult) or not outcome.modules:
+def keep_modules(outcome: Outcome, names: ReadModules) -> Outcome:
+    """Return an outcome with only the modules of these names."""
+    if not isinstance(outcome, DeviceResult) or not outcome.modules:
         return outcome
     modules = tuple(each for each in outcome.modules if each.module_name.casefold() in names)
-    return replace(outcome, modules=modules, total=len(modules), status="ok" if modules else "empty")
+    return structs.replace(outcome, modules=modules, total=len(modules), status="ok" if modules else "empty")
 
 
 def never_activated_result(device: Device, now: float) -> DeviceResult:
@@ -354,7 +355,7 @@ class _DeviceReading:
 
     def _add_modules(self, entries: Iterable[ReportedModule]) -> None:
         for reported in entries:
-            module, identity = reported.module, reported[1:]
+            module, identity = reported.module, (reported.product_key, reported.device_name, reported.iot_id)
             if identity != self._last_identity:  # nearly always the first module alone: the others repeat it
                 self._merge_identity(*identity)
                 self._last_identity = identity

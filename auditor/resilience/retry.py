@@ -30,6 +30,11 @@ T = TypeVar("T")
 MAX_ACCOUNT_ERRORS = 20
 """Throttling responses and refused timestamps after which a request fails if others succeed: it is not the account."""
 
+_OF_ACCOUNT = (ThrottledError, ClockSkewError, KeyExpiredError)
+"""Errors that concern the account and not the device."""
+
+_WITHOUT_ANSWER = (TransientError, ThrottledError)
+"""Errors after which a request may be sent again."""
 
 MAX_UNPROVEN_ATTEMPTS = 20
 """Attempts of a request after which failures count even if this process stood still: the answers may be the cause."""
@@ -255,18 +260,18 @@ class RetryingCaller:
             attempts += 1
             standstills = self._clock.standstills
             result = await self._attempt(request, sent_at, is_retry=attempts > 1)
+            if not isinstance(result, _WITHOUT_ANSWER):
+                self.failing_products.record_success(product)
+                return CallResult(result, attempts)
             if attempts <= MAX_UNPROVEN_ATTEMPTS and self._proves_nothing(result, standstills):
                 continue
-            if isinstance(result, ThrottledError | ClockSkewError | KeyExpiredError):
-                # It concerns the account, not the device: no attempt is used up. The limiter does the waiting. The
-                # client learns the time from a few refusals, or denies the account, unless they are of one device.
+            if isinstance(result, _OF_ACCOUNT):
+                # No attempt is used up. The limiter does the waiting. The client learns the time from a few refusals,
+                # or denies the account, unless they are of one device.
                 account_errors += 1
                 if account_errors % MAX_ACCOUNT_ERRORS == 0 and await self._others_succeed(answered_before):
                     return CallResult(result, attempts)
                 await self._wait_for_clock(result, account_errors)
-            elif not isinstance(result, TransientError):
-                self.failing_products.record_success(product)
-                return CallResult(result, attempts)
             elif not self._breaker.is_open:
                 failures += 1
                 used_attempts += self._uses_attempt(result, product)
@@ -333,12 +338,13 @@ class RetryingCaller:
         self, request: Callable[[], Awaitable[T]], sent_at: float, *, is_retry: bool
     ) -> T | PlatformError:
         """Send one request and record its outcome."""
+        stats = self.stats
         began, standstills = time.monotonic(), self._clock.standstills
         self._count_sent()
-        self.stats.sent += 1
-        self.stats.retried += is_retry
-        self.stats.in_flight += 1
-        number = self.stats.sent
+        stats.sent += 1
+        stats.retried += is_retry
+        stats.in_flight += 1
+        number = stats.sent
         self._sent_at[number] = began
         try:
             result: T | PlatformError = await request()
@@ -351,13 +357,13 @@ class RetryingCaller:
                 self._breaker.record_failure(error)
             return error
         finally:
-            self.stats.in_flight -= 1
+            stats.in_flight -= 1
             del self._sent_at[number]
         self._limiter.on_success(sent_at)
         self._breaker.record_success()  # reads the clock, so a standstill is noticed
-        self.stats.answered += 1
+        stats.answered += 1
         if self._clock.standstills == standstills:
-            self.stats.seconds += time.monotonic() - began
+            stats.seconds += time.monotonic() - began
         self._last_successful = request
         return result
 

@@ -53,41 +53,42 @@ _NO_COUNTS: Mapping[str, int] = MappingProxyType({})
 def encode_outcome(outcome: Outcome) -> bytes:
     """Encode an outcome as its JSON line, with the keys in the order of the contract."""
     device = outcome.device
-    record: dict[str, object] = {
-        "account": device.account,
-        "product_key": device.product_key,
-        "device_name": device.device_name,
-        "iot_id": device.iot_id,
-    }
-    match outcome:
-        case DeviceResult():
-            record |= {
-                "status": outcome.status,
-                # Plain dicts: orjson is ten times slower on slotted dataclasses.
-                "modules": [
-                    {"module_name": module.module_name, "module_version": module.module_version}
-                    for module in outcome.modules
-                ],
-                "total": outcome.total,
-                "pages": outcome.pages,
-                "attempts": outcome.attempts,
-                "request_id": outcome.request_id,
-                "audited_at": format_utc(outcome.audited_at),
-            }
-            if outcome.reason is not None:
-                record["reason"] = outcome.reason
-            if outcome.source != "queried":
-                record["source"] = outcome.source
-        case DeviceFailure():
-            record |= {
-                "status": "failed",
-                "code": outcome.code,
-                "message": outcome.message,
-                "http_status": outcome.http_status,
-                "attempts": outcome.attempts,
-                "request_id": outcome.request_id,
-                "failed_at": format_utc(outcome.failed_at),
-            }
+    if isinstance(outcome, DeviceFailure):
+        record: dict[str, object] = {
+            "account": device.account,
+            "product_key": device.product_key,
+            "device_name": device.device_name,
+            "iot_id": device.iot_id,
+            "status": "failed",
+            "code": outcome.code,
+            "message": outcome.message,
+            "http_status": outcome.http_status,
+            "attempts": outcome.attempts,
+            "request_id": outcome.request_id,
+            "failed_at": format_utc(outcome.failed_at),
+        }
+    else:
+        record = {
+            "account": device.account,
+            "product_key": device.product_key,
+            "device_name": device.device_name,
+            "iot_id": device.iot_id,
+            "status": outcome.status,
+            # Plain dicts: orjson is ten times slower on slotted dataclasses.
+            "modules": [
+                {"module_name": module.module_name, "module_version": module.module_version}
+                for module in outcome.modules
+            ],
+            "total": outcome.total,
+            "pages": outcome.pages,
+            "attempts": outcome.attempts,
+            "request_id": outcome.request_id,
+            "audited_at": format_utc(outcome.audited_at),
+        }
+        if outcome.reason is not None:
+            record["reason"] = outcome.reason
+        if outcome.source != "queried":
+            record["source"] = outcome.source
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 

@@ -7,6 +7,7 @@ from auditor.models import ReadModules
 from auditor.runs.estimates import count_not_reached, define_estimates, estimate_outdated, read_recheck
 from auditor.runs.folder import (
     COMPRESSED_RESULTS,
+    DEVICES,
     INVENTORY_CSV,
     INVENTORY_JSON,
     MODULES,
@@ -72,7 +73,8 @@ def _seal(folder: Path, memory: str, selection: SelectionInfo | None, modules: R
     with scratch_folder(work):
         with borrow_database(work, memory) as live:
             define_live_views(live, folder, work)
-            write_parquet(live, "FROM modules", work / MODULES)
+            for name, view in ((DEVICES, "devices"), (MODULES, "modules")):
+                write_parquet(live, f"FROM {view}", work / name)
             recheck, not_reached = read_recheck(live, selection), count_not_reached(live)
             outdated = estimate_outdated(live, selection, recheck)
         with borrow_database(work, memory) as database:

@@ -195,7 +195,7 @@ def define_live_views(database: Database, folder: Path, work: Path | None = None
     joining do not need memory at the same time. Without it, every query reads the lines.
     """
     define_base_views(database, folder, work)
-    query = _devices_query(database) if work is None else f"FROM {parquet(_write_devices(database, work))}"
+    query = _devices_query(database) if work is None else f"FROM {parquet(*_write_devices(database, work))}"
     database.execute(f"CREATE VIEW devices AS {query}")
     database.execute(f"CREATE VIEW inventory AS {INVENTORY}")
 
@@ -343,25 +343,21 @@ def read_records(path: Path, columns: Mapping[str, object]) -> str:
     return f"SELECT * FROM ({read}) WHERE account IS NOT NULL"
 
 
-def _write_devices(database: Database, work: Path) -> Path:
-    """Write the rows of ``_devices_query`` to a file in ``work``; several partitions come in the fleet's order."""
-    path = work / "devices.parquet"
+def _write_devices(database: Database, work: Path) -> list[Path]:
+    """Write the rows of ``_devices_query`` to files in ``work``; several partitions come in the fleet's order."""
     devices = scalar(database, "SELECT count(*) FROM fleet")
     if devices <= DEVICES_PER_PARTITION:
-        write_parquet(database, _devices_query(database), path)
-        return path
-    written = []
+        write_parquet(database, _devices_query(database), work / "joined.parquet")
+        return [work / "joined.parquet"]
+    written: list[Path] = []
     for first in range(0, devices, DEVICES_PER_PARTITION):
-        written.append(work / f"devices-{first}.parquet")
+        written.append(work / f"joined-{first}.parquet")
         end = first + DEVICES_PER_PARTITION
         # The last partition has no end: in a fleet whose ordinals have gaps no device may be omitted.
         until = "" if end >= devices else f" AND ordinal < {end}"
         partition = f"(FROM fleet WHERE ordinal >= {first}{until})"
         write_parquet(database, f"{_devices_query(database, partition)} ORDER BY ordinal", written[-1])
-    write_parquet(database, f"FROM {parquet(*written)}", path)
-    for partition_file in written:
-        partition_file.unlink()
-    return path
+    return written
 
 
 def _devices_query(database: Database, fleet: str = "fleet") -> str:

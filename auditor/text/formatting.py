@@ -92,8 +92,8 @@ def format_count(number: int, noun: str) -> str:
 
 def format_utc(seconds: float) -> str:
     """Format seconds since 1970 as ``2026-11-22T02:00:03.123Z``."""
-    whole, milliseconds = divmod(round(seconds * 1000), 1000)
-    return f"{format_utc_second(whole)[:-1]}.{milliseconds:03d}Z"
+    milliseconds = round(seconds * 1000)
+    return f"{format_utc_second(milliseconds // 1000)[:-1]}.{milliseconds % 1000:03d}Z"
 
 
 def parse_manifest_time(text: str | None) -> datetime | None:

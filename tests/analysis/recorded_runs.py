@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from msgspec import structs
+
 from auditor.analysis.recorded_changes import record_changes
 from auditor.models import Outcome
 from auditor.runs.manifest import AccountInfo, DiscoveryInfo, read_manifest, write_manifest
@@ -20,7 +22,7 @@ Answer = Modules | str
 def outcome(number: int, answer: Answer, *, shared: bool = False) -> Outcome:
     device = named(number) if shared else both(number)
     if isinstance(answer, dict):
-        return ok(device, *answer.items(), learnt=replace(device, iot_id="shared") if shared else None)
+        return ok(device, *answer.items(), learnt=structs.replace(device, iot_id="shared") if shared else None)
     return failed(device) if answer == "failed" else not_found(device)
 
 

@@ -10,6 +10,7 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from auditor.analysis.drift import CHANGES, DriftCounts, diff_runs, latest_pair
 from auditor.errors import RunFolderError
@@ -111,7 +112,7 @@ def without_shared_id(device: Device, run: list[Seen]) -> Device:
     """A device without an iot_id that devices with other names have, too."""
     known = [each.known for each in run if each.known.iot_id == device.iot_id and each.known.device_name is not None]
     shared = len({(each.product_key, each.device_name) for each in known if each.account == device.account}) > 1
-    return replace(device, iot_id=None) if shared and device.device_name is not None else device
+    return structs.replace(device, iot_id=None) if shared and device.device_name is not None else device
 
 
 def presence(old: Seen | None, new: Seen | None, pairs: list[tuple[Seen | None, Seen | None]]) -> str:
@@ -249,7 +250,7 @@ def test_a_device_is_the_same_however_either_fleet_names_it(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_devices_whose_answers_have_one_iot_id_are_matched_by_their_names(tmp_path: Path) -> None:
     old: list[Outcome] = [ok(named(n), ("ble", f"1.{n}"), learnt=both(n)) for n in range(3)]
-    new: list[Outcome] = [ok(named(n), ("ble", "2"), learnt=replace(both(n), iot_id="same")) for n in range(3)]
+    new: list[Outcome] = [ok(named(n), ("ble", "2"), learnt=structs.replace(both(n), iot_id="same")) for n in range(3)]
     for number, (before, after) in enumerate(((old, new), (new, old), (new, new))):
         counts, changes = diff(tmp_path / str(number), before, after)
         assert (counts.compared, counts.joined, counts.left, counts.not_seen) == (3, 0, 0, 0)
@@ -261,12 +262,14 @@ def test_devices_whose_answers_have_one_iot_id_are_matched_by_their_names(tmp_pa
 
 
 def test_an_iot_id_of_several_answers_is_no_name_of_a_device_that_has_no_other(tmp_path: Path) -> None:
-    new: list[Outcome] = [ok(named(n), ("ble", "2"), learnt=replace(both(n), iot_id="iot0000")) for n in range(2)]
+    new: list[Outcome] = [
+        ok(named(n), ("ble", "2"), learnt=structs.replace(both(n), iot_id="iot0000")) for n in range(2)
+    ]
     assert diff(tmp_path, [ok(by_id(0))], new)[0] == replace(ZERO, not_seen=3)
 
 
 def test_a_reused_name_is_another_device(tmp_path: Path) -> None:
-    again = replace(both(0), iot_id="another")
+    again = structs.replace(both(0), iot_id="another")
     counts, _ = diff(tmp_path, [ok(both(0), ("ble", "1"))], [ok(again, ("ble", "1"))])
     assert counts == replace(ZERO, joined=1, left=1)
 
@@ -289,7 +292,7 @@ def test_a_device_listed_twice_counts_once(tmp_path: Path) -> None:
 
 
 def test_one_name_of_two_devices_is_matched_once(tmp_path: Path) -> None:
-    old: list[Outcome] = [ok(replace(both(0), iot_id=each), ("ble", "1")) for each in ("a", "b")]
+    old: list[Outcome] = [ok(structs.replace(both(0), iot_id=each), ("ble", "1")) for each in ("a", "b")]
     counts, _ = diff(tmp_path, old, [ok(named(0), ("ble", "1"))])
     assert counts == replace(ZERO, compared=1, left=1, same=1)
 

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from auditor.analysis.device_selection import NET_CHANGES
 from auditor.analysis.device_timeline import read_timeline
@@ -362,7 +363,7 @@ def test_unlisted_devices_that_share_an_iot_id_keep_their_own_versions(tmp_path:
 def test_a_replacement_in_a_night_with_an_incomplete_list_is_no_upgrade(tmp_path: Path) -> None:
     add_run(tmp_path, 21, [{"ble": "1.0"}, {"ble": "1.0"}])
     for day in (22, 23):
-        new = replace(both(0), iot_id="iot-new")
+        new = structs.replace(both(0), iot_id="iot-new")
         folder = build(tmp_path / f"202611{day}T020000Z-nightly", [new], [ok(new, ("ble", "1.1"))]).folder
         discovery = (DiscoveryInfo("demo"),) if day == 22 else ()
         started_at = f"2026-11-{day}T02:00:00.000Z"
@@ -378,7 +379,7 @@ def test_devices_of_an_account_that_is_configured_no_more_are_not_seen_once(tmp_
     add_run(tmp_path, 21, [{"ble": "1.0"}, {"ble": "1.0"}])
     for day, expected in ((22, 1), (23, 0)):
         folder = tmp_path / f"202611{day}T020000Z-nightly"
-        device = replace(both(0), account="other")
+        device = structs.replace(both(0), account="other")
         build(folder, [device], [ok(device, ("ble", "1.0"))])
         edit_manifest(folder, lambda m, day=day: replace(m, started_at=f"2026-11-{day}T02:00:00.000Z"))  # type: ignore[misc]
         write_manifest(folder, record_changes(folder, read_manifest(folder)))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from auditor.runs.manifest import MANIFEST, Manifest
 from tests.cli.conftest import Auditor
@@ -84,6 +85,6 @@ def test_a_rule_that_matches_nothing_is_not_compliant(auditor: Auditor, sample: 
 
 
 def test_names_in_a_piped_table_are_not_broken(auditor: Auditor, tmp_path: Path) -> None:
-    device = replace(named(0), device_name="d" * 150)
+    device = structs.replace(named(0), device_name="d" * 150)
     run = build(tmp_path / "run", [device], [ok(device, ("ble", "1.0"))]).folder
     assert "d" * 150 in auditor("devices", run).stdout

@@ -5,6 +5,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from msgspec import structs
 from prometheus_client.parser import text_string_to_metric_families
 
 from auditor.config.sections import MetricsSettings
@@ -163,7 +164,7 @@ def _build_run(directory: Path, number: int, ended: int) -> Path:
             modules.append(("ble", "1.0" if number == ROLLED_BACK and place >= 5 else "1.1"))
         else:
             modules.append(("gps", "1.1" if number >= GPS_RELEASED or place % 2 else "1.0"))
-        outcomes.append(replace(ok(device, *modules), audited_at=answered_at))
+        outcomes.append(structs.replace(ok(device, *modules), audited_at=answered_at))
     started, finished = format_utc(START + ended - HOUR), format_utc(START + ended)
     name = "".join(character for character in started[:19] if character.isalnum())
     folder = build(directory / f"{name}Z-nightly", FLEET, outcomes).folder

@@ -6,6 +6,7 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from auditor.client.responses import ApiResponse
 from auditor.engine import device_reader
@@ -362,15 +363,17 @@ def _items(answer: ApiResponse) -> list[Any]:
 
 def unnamed_page(version: str | None, request_id: str | None) -> ApiResponse:
     data = [] if version is None else [{"moduleName": "ble", "moduleVersion": version}]
-    return page(data, len(data))._replace(request_id=request_id)
+    return structs.replace(page(data, len(data)), request_id=request_id)
 
 
 def named_page(device_name: str = "device001", request_id: str = "n") -> ApiResponse:
-    return page([entry("ble", "1.0", productKey="p1", deviceName=device_name)], 1)._replace(request_id=request_id)
+    return structs.replace(
+        page([entry("ble", "1.0", productKey="p1", deviceName=device_name)], 1), request_id=request_id
+    )
 
 
 def half_named_page() -> ApiResponse:
-    return page([entry("ble", "2.0", deviceName="device001")], 1)._replace(request_id="h")
+    return structs.replace(page([entry("ble", "2.0", deviceName="device001")], 1), request_id="h")
 
 
 NO_DEVICE = NotFoundError("iot.device.NotExistedDevice", "no", http_status=200, request_id="x")

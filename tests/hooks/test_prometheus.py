@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from prometheus_client.parser import text_string_to_metric_families
 
 from auditor.config.sections import MetricsSettings
@@ -195,7 +196,7 @@ def test_modules_with_series_can_be_selected_and_the_others_are_counted(tmp_path
 
 
 def test_accounts_over_the_limit_are_counted(tmp_path: Path) -> None:
-    fleet = [replace(named(n), account=account) for n, account in enumerate("abbccc")]
+    fleet = [structs.replace(named(n), account=account) for n, account in enumerate("abbccc")]
     outcomes: list[Outcome] = [failed(d) if n % 2 else ok(d, ("ble", "1")) for n, d in enumerate(fleet)]
     samples = read_metrics(build(tmp_path / "run", fleet, outcomes).folder, max_series=2)
     shown = samples.of("auditor_devices")

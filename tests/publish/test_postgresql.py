@@ -18,6 +18,7 @@ import psycopg
 import pytest
 import structlog
 import trustme
+from msgspec import structs
 
 from auditor.concurrency import TimeLimit
 from auditor.config.settings import SecretSource
@@ -108,7 +109,7 @@ def test_hostile_names_versions_and_attributes_arrive_unchanged(server: Server, 
         "x" * 10_000,
         "\ufffe",
     ]
-    fleet = [replace(named(0), device_name=f"d{text}") for text in texts]
+    fleet = [structs.replace(named(0), device_name=f"d{text}") for text in texts]
     details = [{"attributes": {f"k{text}": text or "empty", "": "-"}} for text in texts]
     details[0] = {"attributes": {"nul\0": "one", "nul␀": "two"}}  # one name in PostgreSQL: the last one counts
     outcomes = [ok(device, (f"m{text}", text)) for device, text in zip(fleet, texts, strict=True)]

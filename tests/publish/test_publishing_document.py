@@ -1,7 +1,6 @@
 """The snippets of docs/publishing.md: run on a dataset where their program is here, else parsed in their dialect."""
 
 import re
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import duckdb
 import pytest
 import sqlglot
+from msgspec import structs
 from sqlglot import expressions
 from sqlglot.optimizer.qualify import qualify
 
@@ -117,7 +117,7 @@ def test_clickhouse_parses_and_reads_files_that_are_named() -> None:
 def test_postgresql_as_its_page_sets_it_up_reads_and_prunes_it(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "publishing-postgresql.md").read_text(encoding="utf-8")
     roles, reading, pruning = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
-    fleet = [replace(named(n, product="p1"), iot_id=None) for n in range(3)]
+    fleet = [structs.replace(named(n, product="p1"), iot_id=None) for n in range(3)]
     details = [{"attributes": {"site": "paris"}}] * 3
     run = build(tmp_path / "20261122T020000Z-nightly", fleet, [ok(d, ("mcu", "1.0")) for d in fleet], details=details)
     with run_server() as server:

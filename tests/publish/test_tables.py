@@ -6,6 +6,7 @@ from typing import Any
 
 import duckdb
 import pytest
+from msgspec import structs
 
 from auditor.analysis.rollouts import read_rollouts
 from auditor.errors import RunFolderError
@@ -79,7 +80,7 @@ def test_columns_have_the_types_of_the_contract_and_required_ones_a_value(folder
 
 
 def test_hostile_names_versions_and_attributes_are_unchanged(tmp_path: Path) -> None:
-    fleet = [replace(named(0), device_name=f"d{text}") for text in HOSTILE]
+    fleet = [structs.replace(named(0), device_name=f"d{text}") for text in HOSTILE]
     details = [{"attributes": {f"k{text}": f"v{text}"}} for text in HOSTILE]
     outcomes = [ok(device, (f"m{text}", text)) for device, text in zip(fleet, HOSTILE, strict=True)]
     build(tmp_path / "it's [a] run=1", fleet, outcomes, details=details)

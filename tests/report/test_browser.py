@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from auditor.models import Outcome
 from auditor.policy.loader import load_policy
@@ -53,7 +54,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a page with all sections: hostile names, all states, two partial runs, rules; before a browser runs."""
     directory = tmp_path_factory.mktemp("browser")
     fleet = [named(n, product=f"k{n % 3}") for n in range(60)]
-    fleet += [named(90, product=EVIL, account=EVIL), replace(named(91), device_name=EVIL), named(92), named(93)]
+    fleet += [named(90, product=EVIL, account=EVIL), structs.replace(named(91), device_name=EVIL), named(92), named(93)]
     for night in range(2):
         answers = [
             ok(device, ("ble", f"1.{min(n % 7, 2 + 3 * night)}"), (f"mod{n % 2}", f"2.{n % 9}"))

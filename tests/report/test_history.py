@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 import auditor.report.versions
 from auditor.errors import RunFolderError, RunNotWritableError
@@ -296,7 +297,7 @@ def test_policy_is_evaluated_at_the_time_of_the_report(tmp_path: Path) -> None:
 
 
 def test_only_violations_are_examples_for_any_device_name(tmp_path: Path) -> None:
-    fleet = [FLEET[0], replace(FLEET[1], device_name="violated")]
+    fleet = [FLEET[0], structs.replace(FLEET[1], device_name="violated")]
     run = build(tmp_path / "now", fleet, [ok(fleet[0], ("ble", "1.0")), ok(fleet[1], ("ble", "weird+x"))]).folder
     page = build_report(run, policy=policy_of(minimum="2.0"), now=NOW)
     assert page.policy is not None

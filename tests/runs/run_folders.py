@@ -11,6 +11,7 @@ from itertools import chain, repeat
 from pathlib import Path
 
 import orjson
+from msgspec import structs
 
 from auditor.fleet.table import FLEET_COLUMNS
 from auditor.models import Device, DeviceFailure, DeviceResult, ModuleVersion, Outcome
@@ -108,7 +109,9 @@ def write_fleet(path: Path, fleet: Sequence[Device], details: Sequence[Mapping[s
     """
     lines = path.with_suffix(".jsonl")
     further = chain(details, repeat({}))
-    rows = ({"ordinal": n} | asdict(d) | dict(more) for n, (d, more) in enumerate(zip(fleet, further, strict=False)))
+    rows = (
+        {"ordinal": n} | structs.asdict(d) | dict(more) for n, (d, more) in enumerate(zip(fleet, further, strict=False))
+    )
     lines.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
     columns = {"ordinal": "BIGINT"} | FLEET_COLUMNS
     source, target = sql_read_path(lines), sql_literal(path)
@@ -267,7 +270,9 @@ def running_sampled(
 ) -> Built:
     """A sampled run that is not sealed."""
     built = running(folder, fleet, outcomes)
-    _write_rows(folder / SELECTED, [asdict(device) | {"selection_reason": "sample"} for device in sample], "'VARCHAR'")
+    _write_rows(
+        folder / SELECTED, [structs.asdict(device) | {"selection_reason": "sample"} for device in sample], "'VARCHAR'"
+    )
     return built
 
 
@@ -296,7 +301,7 @@ def _make_carried(
     running(folder, fleet, outcomes)
     rows = [
         {name: getattr(each.device, name) for name in ("account", "product_key", "device_name", "iot_id")}
-        | {"status": each.status, "modules": [asdict(module) for module in each.modules]}
+        | {"status": each.status, "modules": [structs.asdict(module) for module in each.modules]}
         | {
             "total": each.total,
             "pages": each.pages,

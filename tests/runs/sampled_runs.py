@@ -1,10 +1,10 @@
 """Run folders of sampled runs, and of runs with carried results, as an audit leaves them."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import orjson
+from msgspec import structs
 
 from auditor.models import Device, Outcome
 from auditor.runs.folder import CARRIED, SELECTED
@@ -35,7 +35,7 @@ def sampled_run(folder: Path, fleet: Sequence[Device], sample: Sequence[Device],
         running(folder, fleet, outcomes)
         _write(
             folder / SELECTED,
-            [asdict(each) | {"selection_reason": "sample"} for each in sample],
+            [structs.asdict(each) | {"selection_reason": "sample"} for each in sample],
             _IDENTITY | {"selection_reason": "VARCHAR"},
         )
         finish(folder)
@@ -54,7 +54,7 @@ def carried_run(
 ) -> Built:
     """A run that carries a module version of each of ``carried``, as read at ``read``."""
     rows: list[dict[str, object]] = [
-        asdict(device)
+        structs.asdict(device)
         | {"status": "ok", "modules": [{"module_name": module, "module_version": version}]}
         | {"total": 1, "pages": 1, "audited_at": format_utc(read).rstrip("Z"), "run": "before", "change_count": 0}
         for device, module, version in carried

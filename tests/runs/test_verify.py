@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from auditor.errors import RunFolderError
 from auditor.runs.folder import DEVICES, FAILURES, FLEET, INVENTORY_CSV, INVENTORY_JSON, MODULES, RESULTS, SEALED
@@ -59,7 +60,7 @@ def test_an_unchanged_complete_run_verifies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["aliases", "possible_aliases", "shared_identities"])
 def test_false_numbers_of_devices_with_the_names_of_another_one_are_found(tmp_path: Path, name: str) -> None:
-    one, same = both(1), replace(both(2), iot_id=both(1).iot_id)
+    one, same = both(1), structs.replace(both(2), iot_id=both(1).iot_id)
     fleet = [named(1), named(2), by_id(1), by_id(3), named(4)]
     outcomes = [ok(fleet[0], ("ble", "1"), learnt=one), ok(fleet[1], ("ble", "1"), learnt=same)]
     folder = build(tmp_path / "run", fleet, outcomes).folder

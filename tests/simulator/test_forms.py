@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any, get_args, get_type_hints
 
 import pytest
+from msgspec import structs
 
 from auditor.cli.commands import simulate
 from auditor.client.client import ApiClient
@@ -169,7 +170,7 @@ async def results(platform: Simulator, world: World) -> AsyncIterator[Any]:
         for index, page in ((0, 1), (0, 3), (0, 9), (1, 1), (2, 1)):
             parameters = {"IotId": world.device(index).iot_id, "CurrentPage": str(page), "PageSize": "200"}
             read = parse_module_page(await client.call(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, parameters))
-            yield read._replace(request_id=None)
+            yield structs.replace(read, request_id=None)
         for page in (1, 2, 9):
             parameters = {"CurrentPage": str(page), "PageSize": "3"}
             yield parse_products(await client.call(QUERY_PRODUCT_LIST, parameters))

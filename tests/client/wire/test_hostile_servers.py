@@ -225,6 +225,28 @@ async def test_an_answer_that_begins_behind_another_is_not_taken_for_the_next_on
     assert (len(seen.lines), seen.connections) == (5, 5)
 
 
+@pytest.mark.parametrize("at", [1, 12, 26, None])
+async def test_an_answer_on_a_connection_that_no_request_has_used_is_not_taken_for_the_next_one(at: int | None) -> None:
+    stray = http(orjson.dumps({"success": True, "requestId": "STALE"}), "X-Stray: 1")
+    begun: set[asyncio.StreamWriter] = set()
+
+    async def serve(writer: asyncio.StreamWriter, _target: str) -> None:
+        writer.write(stray[at:] if writer in begun else GOOD)
+
+    async with serving(serve) as seen, client_of(seen.url, timeout=5.0) as client:
+        await ask(client)
+        assert await client.prewarm(4)
+        await asyncio.sleep(0.02)
+        assert seen.connections == 4
+        for writer in seen.writers:  # at least three of them have had no request
+            begun.add(writer)
+            writer.write(stray[:at])
+        await asyncio.sleep(0.05)
+        found = await asyncio.gather(*(ask(client) for _ in range(6)))
+        assert {each.request_id for each in found} == {"R"}
+        assert len(seen.lines) == 7
+
+
 def answer_with(*headers: str, status: str = "200 OK") -> Serve:
     return answering(http(SUCCESS, *headers, status=status))
 
