@@ -95,7 +95,7 @@ def find_unfinished(
         if not (scope or Scope()).contains(manifest, settings):
             continue
         hooks_pending = with_hooks and has_pending_hooks(folder, deferred=False)
-        unfinished = hooks_pending or _is_unfinished(manifest)
+        unfinished = hooks_pending or is_unfinished(manifest)
         if not (objections := list(describe_objections(folder, parent=False))):
             return folder if unfinished and _continues(folder, manifest, settings) else None
         if unfinished:
@@ -133,7 +133,8 @@ def _report_not_resumed(folder: Path, objections: list[str]) -> None:
     log.warning("unfinished_run_not_resumed", folder=str(folder), reason=reason, **advice)
 
 
-def _is_unfinished(manifest: Manifest) -> bool:
+def is_unfinished(manifest: Manifest) -> bool:
+    """Return whether a run has devices to query, or was not verified; see ``find_unfinished``."""
     if manifest.state in SUCCESSFUL_STATES or _is_empty_and_old(manifest):
         return False
     pending = manifest.devices.pending > manifest.unsampled

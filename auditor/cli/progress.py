@@ -19,7 +19,7 @@ from rich.text import Text
 from auditor.cli.console import LOG_STYLE, is_dumb_terminal, print_error
 from auditor.engine.monitor import SLOWED_FRACTION
 from auditor.engine.progress import AccountProgress, DiscoveryProgress, Progress, ProgressCallback
-from auditor.text.formatting import format_count, format_duration, safe
+from auditor.text.formatting import format_count, format_duration, format_utc_second, safe
 
 PLAIN_INTERVAL, LATER_INTERVAL, FIRST_SECONDS = 5.0, 60.0, 60.0
 """Seconds between plain lines, between later ones of text, and after which those begin: a log has few of a long run."""
@@ -202,7 +202,7 @@ def _print_lines(view: "_ProgressView") -> ProgressCallback:
         interval = PLAIN_INTERVAL if now - started < FIRST_SECONDS else LATER_INTERVAL
         if progress.sealing or now - last >= interval:
             last = now
-            print_error(line, event="progress")
+            print_error(f"{format_utc_second(int(time.time()))} {line}", event="progress")
             if len(accounts) > 1 and not progress.sealing:
                 more = f"; and {len(accounts) - MAX_ACCOUNTS:,} more" if len(accounts) > MAX_ACCOUNTS else ""
                 shown = (

@@ -1,5 +1,8 @@
 """Render the runs of a directory for people: their list, and the state of the last one. Names are escaped."""
 
+import contextlib
+import math
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, tzinfo
 from itertools import pairwise
@@ -11,14 +14,15 @@ from auditor.analysis.net_changes import NetChanges
 from auditor.cli.output import MIN_SENTENCE_WIDTH, Column, print_columns, table_zone
 from auditor.cli.render_history import describe_rollouts
 from auditor.cli.render_run import describe_coverage, describe_discovery, describe_releases
+from auditor.engine.sent_requests import SENT_REQUESTS
 from auditor.errors import RunFolderError, find_code, refer_to_code
 from auditor.query.describe import describe_next_steps, describe_recheck, describe_selection
 from auditor.query.freshness import MIN_INTERVAL, overdue_interval
 from auditor.query.run import with_counted_devices
 from auditor.query.warnings import completeness_warnings, is_tolerated, state_label
 from auditor.runs.folder import RunCatalog, StoredRun, find_stored_run
-from auditor.runs.locking import is_locked, was_killed
-from auditor.runs.manifest import Manifest
+from auditor.runs.locking import LOCK, is_locked, was_killed
+from auditor.runs.manifest import MANIFEST, Manifest
 from auditor.text.formatting import (
     format_count,
     format_duration,
@@ -38,6 +42,11 @@ MAX_STARTS, MIN_INTERVALS = 30, 2
 
 MAX_ACCOUNTS = 20
 """Accounts whose lists and releases are described."""
+
+MIN_SILENCE = 60.0
+"""Seconds without a new record after which an audit in progress is said to have none."""
+
+_WRITTEN_WITHOUT_ANSWERS = frozenset({MANIFEST, SENT_REQUESTS, LOCK})
 
 _STATE_STYLES = {"complete": "green", "within tolerance": "green", "sample": "cyan", "running": "cyan"}
 
@@ -168,7 +177,21 @@ def _describe_unfinished(run: StoredRun) -> str:
     progress = f"{answered:,} of {format_count(manifest.fleet.devices, 'device')} have an answer"
     if manifest.state != "running":
         return f"{manifest.state}{'' if manifest.error is None else f': {manifest.error}'}; {progress}"
-    return f"{'in progress' if is_locked(run.folder) else 'killed before its end'}; {progress}"
+    if not is_locked(run.folder):
+        return f"killed before its end; {progress}"
+    return f"in progress; {progress}{_describe_silence(run.folder)}"
+
+
+def _describe_silence(folder: Path) -> str:
+    """Return for how long an audit in progress has recorded nothing, such as during an outage; empty: a short time."""
+    recorded_at = []
+    for pattern in ("*", ".*/*"):
+        for path in folder.glob(pattern):
+            if path.name not in _WRITTEN_WITHOUT_ANSWERS:
+                with contextlib.suppress(OSError):  # gone since
+                    recorded_at.append(path.lstat().st_mtime)
+    seconds = time.time() - max(recorded_at, default=math.inf)
+    return f"; nothing new for {format_elapsed(seconds)}, and its log says why" if seconds >= MIN_SILENCE else ""
 
 
 def _describe_success(run: StoredRun) -> Iterator[str]:
@@ -201,14 +224,20 @@ def _describe_overdue(run: StoredRun) -> Iterator[str]:
 
 def _next_steps(run: StoredRun) -> tuple[str, tuple[str, ...]]:
     """Return what to do after a run, and the commands."""
+    from auditor.audit.resume import is_unfinished
+
     manifest = run.manifest
+    resume = format_command("auditor resume", run.folder)
     if manifest.exit_reason is not None:
-        return describe_next_steps(manifest, manifest.exit_reason.code, run.folder)
-    if manifest.state == "running" and is_locked(run.folder):
+        sentence, commands = describe_next_steps(manifest, manifest.exit_reason.code, run.folder)
+    elif manifest.state == "running" and is_locked(run.folder):
         return "wait for its end", ()
-    if manifest.is_success:
+    elif manifest.is_success:
         return "nothing is to be done", ()
-    return "continue the run, as the next one with --resume does", (format_command("auditor resume", run.folder),)
+    else:
+        sentence, commands = "continue the run", (resume,)
+    continued = resume in commands and is_unfinished(manifest)
+    return f"{sentence}{', as the next one with --resume does' if continued else ''}", commands
 
 
 def describe_net_changes(changes: NetChanges) -> Iterator[str]:

@@ -19,7 +19,7 @@ from auditor.models import RunWarning
 from auditor.query.change_log import define_change_log, run_columns
 from auditor.query.version_order import define_target_marks
 from auditor.runs.folder import CHANGES, DEVICES, FIRMWARE, FLEET, INVENTORY_JSON, MODULES, TASKS, StoredRun
-from auditor.runs.locking import was_killed
+from auditor.runs.locking import current_state
 from auditor.runs.views import (
     FIRMWARE_COLUMNS,
     TASK_COLUMNS,
@@ -233,7 +233,7 @@ def run_row(run: StoredRun) -> dict[str, object]:
     return {
         "run": run.folder.name,
         "name": manifest.name,
-        "state": "killed" if was_killed(run.folder, manifest) else manifest.state,
+        "state": current_state(run.folder, manifest),
         "started_at": manifest.started_at.removesuffix("Z"),
         "finished_at": None if manifest.finished_at is None else manifest.finished_at.removesuffix("Z"),
         "seconds": run.seconds,

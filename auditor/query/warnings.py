@@ -6,7 +6,7 @@ from pathlib import Path
 from auditor.errors import RunFolderError
 from auditor.models import RunWarning, WarningKind
 from auditor.runs.folder import COMPRESSED_RESULTS, FAILURES, FLEET, PRODUCTS, RESULTS, TEXT_COLUMNS, is_sealed
-from auditor.runs.locking import was_killed
+from auditor.runs.locking import current_state
 from auditor.runs.manifest import SUCCESSFUL_STATES, DeviceCounts, Manifest, State, file_info
 from auditor.runs.selection_info import SelectionInfo
 from auditor.storage.files import translate_os_errors
@@ -44,8 +44,7 @@ def completeness_warnings(
     if counts.failed + pending > tolerated or not finished:
         kind: WarningKind = _INCOMPLETE_KINDS.get(manifest.state, "incomplete")
         unanswered = f"{counts.failed:,} devices failed, {pending:,} pending{' in the sample' if unsampled else ''}"
-        state = "killed" if was_killed(folder, manifest) else manifest.state
-        found.append(RunWarning(kind, run, f"{state}: {unanswered}"))
+        found.append(RunWarning(kind, run, f"{current_state(folder, manifest)}: {unanswered}"))
     if manifest.modules is not None:
         detail = f"has only the module {', '.join(manifest.modules)} of each device: no other was read"
         found.append(RunWarning("modules", run, detail))

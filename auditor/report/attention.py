@@ -129,11 +129,11 @@ def read_verdict(report: Report) -> Verdict:
     manifest = report.manifest
     counts, unsampled = report.coverage.counts, report.coverage.unsampled
     tolerated = is_tolerated(manifest)
-    state = state_label(manifest.state, counts, unsampled, tolerated=tolerated)
+    state = state_label(report.state, counts, unsampled, tolerated=tolerated)
     if "tampered" in report.labels:
         return Verdict("files were changed", "do not rely on these numbers", "bad")
     if manifest.state == "running":
-        return Verdict("running", f"{format_number(counts.pending)} devices are pending", "warn")
+        return Verdict(state, f"{format_number(counts.pending)} devices are pending", "warn")
     if manifest.state == "aborted":
         return Verdict("aborted", manifest.describe_unanswered(), "bad")
     unanswered = manifest.remaining_devices or manifest.missing_devices or manifest.fleet.shared_identities
@@ -238,24 +238,28 @@ def _run_items(report: Report, *, explained: bool) -> Iterator[AttentionItem]:
     if _is_interrupted(report):
         unanswered -= report.coverage.counts.failed  # the others were not queried
 
-    def item(severity: Severity, glyph: str, title: str, evidence: str, purpose: str) -> AttentionItem:
-        commands = (ShellCommand(purpose, "auditor resume", (report.path,)),)
+    def item(severity: Severity, title: str, evidence: str, purpose: str = "continue it") -> AttentionItem:
+        glyph, command = ("…", "auditor status") if severity == "warning" else ("✕", "auditor resume")
+        commands = (ShellCommand(purpose, command, (report.path,)),)
         return AttentionItem(
             severity, glyph, title, evidence, unanswered, "without an answer", commands, link="quality"
         )
 
     if manifest.state == "aborted":
-        yield item("error", "✕", "The audit was aborted", manifest.error or "it has no reason", "continue it")
+        yield item("error", "The audit was aborted", manifest.error or "it has no reason")
     elif manifest.state == "running":
         evidence = "Its numbers do not cover the whole fleet"
-        yield item("warning", "…", "The audit is in progress, or was killed", evidence, "continue it if it was killed")
+        if report.state == "killed":
+            yield item("error", "The audit was killed", evidence)
+        else:
+            yield item("warning", "The audit is in progress", evidence, "see how far it is")
     elif _is_interrupted(report):
-        yield item("error", "✕", "The audit was interrupted", manifest.describe_unanswered(), "continue it")
+        yield item("error", "The audit was interrupted", manifest.describe_unanswered())
     elif unanswered and not explained and not is_tolerated(manifest):
         failure = next(iter(report.problems.failures), None)
         reason = "" if failure is None else f"; most failed with {failure.code}: {failure.message}"
         evidence = f"{manifest.describe_unanswered()}{reason}"
-        yield item("error", "✕", "Too many devices have no answer", evidence, "query them again")
+        yield item("error", "Too many devices have no answer", evidence, "query them again")
 
 
 def _warning_items(report: Report) -> Iterator[AttentionItem]:

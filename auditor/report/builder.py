@@ -36,7 +36,7 @@ from auditor.report.versions import (
 )
 from auditor.runs.estimates import define_estimates
 from auditor.runs.folder import RunCatalog, find_run
-from auditor.runs.locking import was_killed
+from auditor.runs.locking import current_state, was_killed
 from auditor.runs.manifest import Manifest
 from auditor.runs.views import define_sealed_views, products_query
 from auditor.storage.database import LARGE_MEMORY, READING_MEMORY, READING_THREADS, error_reason, open_database
@@ -102,13 +102,13 @@ def build_report(
                 f"the policy could not be evaluated: {problems[0]}", folder.parent, directory
             )
             policy_section = PolicySection(problem=problem)
-    unsampled = snapshot.sources.unsampled
+    unsampled, state = snapshot.sources.unsampled, current_state(folder, snapshot.manifest)
     return Report(
         folder=folder.name,
         path=str(given),
         directory=str(earlier),
         manifest=snapshot.manifest,
-        labels=run_labels(snapshot.manifest.state, snapshot.counts, tampered=snapshot.tampered, unsampled=unsampled),
+        labels=run_labels(state, snapshot.counts, tampered=snapshot.tampered, unsampled=unsampled),
         warnings=snapshot.warnings,
         coverage=sections.coverage,
         versions=sections.versions,

@@ -11,6 +11,7 @@ from auditor.analysis.sample_drift import SHARE_CHANGES, ShareDrift
 from auditor.query.snapshot import RunSnapshot
 from auditor.report.coverage import run_labels
 from auditor.report.model import ChangeSection, ShareChanges
+from auditor.runs.locking import current_state
 
 MAX_MODULES, MAX_SHARES = 10, 12
 """Rows of the page's tables."""
@@ -31,7 +32,8 @@ def read_changes(run: RunSnapshot, previous: Path) -> ChangeSection:
                 changed += 1
                 largest = nlargest(MAX_MODULES, (*largest, row), key=lambda row: (count_changes(row), row["not_seen"]))
         old = drift.old
-        labels = run_labels(old.manifest.state, old.counts, tampered=old.tampered, unsampled=old.sources.unsampled)
+        state = current_state(old.folder, old.manifest)
+        labels = run_labels(state, old.counts, tampered=old.tampered, unsampled=old.sources.unsampled)
         return ChangeSection(
             run=old.folder.name,
             started_at=old.manifest.started_at,

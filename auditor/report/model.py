@@ -436,6 +436,11 @@ class Report(msgspec.Struct, frozen=True):
     newer: Manifest | None = None
 
     @property
+    def state(self) -> str:
+        """The run's state: that of its manifest, or ``killed``."""
+        return "killed" if "killed" in self.labels else self.manifest.state
+
+    @property
     def caveats(self) -> tuple[str, ...]:
         """Sentences on everything that limits the report."""
         problem = None if self.policy is None else self.policy.problem

@@ -86,7 +86,8 @@ _DRIFT = (
 
 _BANNERS = {
     "tampered": "Files of this run were changed: do not rely on these numbers.",
-    "running": "The audit is in progress or was killed: these numbers do not cover the whole fleet.",
+    "killed": "The audit was killed: these numbers do not cover the whole fleet.",
+    "running": "The audit is in progress: these numbers do not cover the whole fleet.",
     "aborted": "The audit was aborted: these numbers do not cover the whole fleet.",
     "sample": "A random sample of the fleet: shares are estimates with 95% intervals.",
 }
@@ -149,7 +150,7 @@ def render_page(report: Report) -> str:
         duration=_run_duration(report),
         tolerated_state=not report.labels,
         completeness=state_label(
-            report.manifest.state, coverage.counts, coverage.unsampled, tolerated=is_tolerated(report.manifest)
+            report.state, coverage.counts, coverage.unsampled, tolerated=is_tolerated(report.manifest)
         ),
     )
     return html

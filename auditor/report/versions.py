@@ -21,6 +21,7 @@ from auditor.query.versions import MAX_LENGTH, VersionOrder
 from auditor.report.coverage import run_labels
 from auditor.report.model import AGES, PastRun, VersionSection, VersionShare
 from auditor.runs.folder import StoredRun
+from auditor.runs.locking import current_state
 from auditor.runs.manifest import Manifest
 from auditor.storage.database import load_rows, result_rows, scalar, sql_literal, sql_read_path
 
@@ -161,7 +162,8 @@ def read_earlier_runs(
 
 
 def _past_run(run: RunSummary, stored: StoredRun) -> PastRun:
-    labels = run_labels(run.state, run.devices, tampered=run.tampered, unsampled=run.unsampled)
+    state = "killed" if run.killed else run.state
+    labels = run_labels(state, run.devices, tampered=run.tampered, unsampled=run.unsampled)
     label = _label(labels, stored.manifest)
     return PastRun(run.folder.name, run.started_at, label, run.devices, run.unsampled, _changes(stored))
 
@@ -169,7 +171,7 @@ def _past_run(run: RunSummary, stored: StoredRun) -> PastRun:
 def reported_run(run: RunSnapshot) -> PastRun:
     """Return the reported run as the last one of the runs, with the counts of the report."""
     manifest, unsampled = run.manifest, run.sources.unsampled
-    labels = run_labels(manifest.state, run.counts, tampered=run.tampered, unsampled=unsampled)
+    labels = run_labels(current_state(run.folder, manifest), run.counts, tampered=run.tampered, unsampled=unsampled)
     return PastRun(run.folder.name, manifest.started_at, _label(labels, manifest), run.counts, unsampled,
                    _changes(StoredRun(manifest, run.folder)))  # fmt: skip
 

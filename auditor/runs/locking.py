@@ -234,6 +234,11 @@ def was_killed(folder: Path, manifest: Manifest) -> bool:
     return False
 
 
+def current_state(folder: Path, manifest: Manifest) -> str:
+    """Return a run's state: that of its manifest, or ``killed``."""
+    return "killed" if was_killed(folder, manifest) else manifest.state
+
+
 def directory_lock(directory: Path, max_wait: float = MAX_LOCK_WAIT) -> RunLock:
     """Give one process at a time the right to check, add or remove run folders. Raises the errors of ``RunLock``."""
     return _DirectoryLock(directory, max_wait=max_wait)

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import re
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +15,7 @@ from auditor.cli.app import main
 from auditor.errors import ExitReasonCode
 from auditor.runs.folder import CHANGES
 from auditor.runs.locking import RunLock
-from auditor.runs.manifest import DeviceCounts, FailureInfo, read_manifest
+from auditor.runs.manifest import MANIFEST, DeviceCounts, FailureInfo, read_manifest
 from auditor.runs.retention import prune_runs
 from auditor.runs.selection_info import ExitReason
 from tests.analysis.recorded_runs import DAYS, add_run, write_days
@@ -125,12 +127,42 @@ def test_status_of_a_killed_run_names_the_last_success(directory: Path, capsys: 
     edit_manifest(folder, lambda manifest: replace(manifest, started_at="2026-11-26T02:00:00.000Z"))
     lines, _ = auditor(capsys, "status", "audits")
     assert "result: killed before its end; 0 of 1 device have an answer" in lines
-    assert lines[-1] == f"  auditor resume audits/{folder.name}"
+    assert lines[-2:] == [
+        "next: continue the run, as the next one with --resume does", f"  auditor resume audits/{folder.name}",
+    ]  # fmt: skip
     conclude(directory / NEWEST, 1, "too_many_failed")
-    edit_manifest(directory / NEWEST, lambda manifest: replace(manifest, state="partial"))
+    edit_manifest(
+        directory / NEWEST, lambda manifest: replace(manifest, state="partial", devices=DeviceCounts(ok=2, failed=1))
+    )
     lines = auditor(capsys, "status", f"audits/{NEWEST}")[0]
+    assert "next: see which devices failed, remove the cause, and retry them" in lines
     assert any(re.fullmatch(r"last success: 20261122T020000Z-nightly \(\d+ days ago\)", line) for line in lines)
     assert "no run named 'x'" in auditor(capsys, "status", "--name", "x", code=2)[1]
+
+
+def test_status_says_what_continues_a_run_that_was_stopped(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conclude(directory / NEWEST, 3, "unreachable_account")
+    edit_manifest(
+        directory / NEWEST,
+        lambda manifest: replace(manifest, state="aborted", devices=replace(manifest.devices, pending=1)),
+    )
+    step = "check the endpoint, the network and the proxy, and continue the run, as the next one with --resume does"
+    assert f"next: {step}" in auditor(capsys, "status")[0]
+
+
+def test_status_says_that_a_run_in_progress_records_nothing(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = directory / "20261126T020000Z-nightly"
+    running(folder, [named(0)], [])
+    status = ("status", f"audits/{folder.name}")
+    with RunLock(folder):
+        assert "result: in progress; 0 of 1 device have an answer" in auditor(capsys, *status)[0]
+        for path in folder.iterdir():
+            os.utime(path, (time.time() - 400,) * 2)
+        (folder / MANIFEST).touch()
+        line = "result: in progress; 0 of 1 device have an answer; nothing new for 6 min, and its log says why"
+        assert line in auditor(capsys, *status)[0]
 
 
 def test_a_killed_run_has_the_devices_of_its_files_and_is_called_killed(

@@ -1,5 +1,6 @@
 """What needs attention: by severity, with the command that helps, and nothing on a night without problems."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -145,8 +146,22 @@ def test_the_failing_account_is_among_many_large_ones(tmp_path: Path) -> None:
 
 
 def test_run_in_progress_has_no_failing_accounts_and_products(tmp_path: Path) -> None:
+    folder = nights(tmp_path, *answer(4)[:3], state="running")
+    with RunLock(folder):
+        report = build_report(folder, now=NOW)
+    assert titles(report) == [("warning", "The audit is in progress")]
+    assert list_attention(report)[0].commands[0].line == f"auditor status {folder}"
+    assert "The audit is in progress: these numbers" in render_html(report)
+
+
+def test_a_killed_run_is_called_so_everywhere_on_the_page(tmp_path: Path) -> None:
     report = build_report(nights(tmp_path, *answer(4)[:3], state="running"), now=NOW)
-    assert titles(report) == [("warning", "The audit is in progress, or was killed")]
+    assert (report.labels, read_verdict(report).state) == (("killed",), "killed")
+    assert titles(report) == [("error", "The audit was killed")]
+    page = render_html(report)
+    assert "The audit was killed: these numbers" in page
+    assert re.search(r"<title>[^<]*\(killed\)</title>", page)
+    assert "running" not in re.sub(r"(?s)<style>.*?</style>|<script.*?</script>|running-label", "", page)
 
 
 def test_modules_that_are_gone_are_not_unknown(tmp_path: Path) -> None:
@@ -165,11 +180,11 @@ def test_rules_without_a_verdict_are_no_good_news(tmp_path: Path) -> None:
     assert "Nothing needs attention" not in render_html(report)
 
 
-@pytest.mark.parametrize(("state", "severity"), [("aborted", "error"), ("running", "warning")])
-def test_unfinished_audit_is_continued(tmp_path: Path, state: State, severity: str) -> None:
+@pytest.mark.parametrize("state", ["aborted", "running"])
+def test_unfinished_audit_is_continued(tmp_path: Path, state: State) -> None:
     folder = nights(tmp_path, *answer(4)[:30], state=state, error="the disk is full" if state == "aborted" else None)
     item = next(item for item in list_attention(build_report(folder, now=NOW)) if "audit" in item.title)
-    assert item.severity == severity
+    assert item.severity == "error"
     assert item.commands[0].line == f"auditor resume {folder}"
     assert state != "aborted" or item.evidence == "the disk is full"
 
