@@ -191,7 +191,7 @@ def _describe_silence(folder: Path) -> str:
                 with contextlib.suppress(OSError):  # gone since
                     recorded_at.append(path.lstat().st_mtime)
     seconds = time.time() - max(recorded_at, default=math.inf)
-    return f"; nothing new for {format_elapsed(seconds)}, and its log says why" if seconds >= MIN_SILENCE else ""
+    return f"; nothing recorded for {format_elapsed(seconds)}: see its log" if seconds >= MIN_SILENCE else ""
 
 
 def _describe_success(run: StoredRun) -> Iterator[str]:

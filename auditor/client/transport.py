@@ -37,7 +37,7 @@ All headers together are limited by ``auditor.client.connector.MAX_RESPONSE_BYTE
 FAST_TRANSPORT_RATE = 500.0
 """Calls per second above which an account uses the fast transport.
 
-A session costs about 50 microseconds a call: 2.5% of a core at this rate, but half of the throughput without a limit.
+A session costs about 60 microseconds a call: 3% of a core at this rate, but half of the throughput without a limit.
 """
 
 

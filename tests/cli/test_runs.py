@@ -161,7 +161,7 @@ def test_status_says_that_a_run_in_progress_records_nothing(
         for path in folder.iterdir():
             os.utime(path, (time.time() - 400,) * 2)
         (folder / MANIFEST).touch()
-        line = "result: in progress; 0 of 1 device have an answer; nothing new for 6 min, and its log says why"
+        line = "result: in progress; 0 of 1 device have an answer; nothing recorded for 6 min: see its log"
         assert line in auditor(capsys, *status)[0]
 
 
