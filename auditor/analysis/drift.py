@@ -21,7 +21,7 @@ from auditor.errors import RunFolderError, UsageError
 from auditor.models import RunWarning
 from auditor.query.filters import DeviceFilter
 from auditor.query.snapshot import RunSnapshot, open_snapshot
-from auditor.query.version_order import define_version_order
+from auditor.query.version_tables import define_version_order
 from auditor.runs.folder import RunCatalog, find_run
 from auditor.runs.manifest import SCHEMA_VERSION
 from auditor.storage.database import Database, sql_literal, sql_literals, temporary_database

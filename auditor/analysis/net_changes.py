@@ -27,7 +27,7 @@ from auditor.query.change_log import define_change_log
 from auditor.query.filters import DeviceFilter
 from auditor.query.run_views import define_inventories
 from auditor.query.snapshot import open_snapshot
-from auditor.query.version_order import define_version_order
+from auditor.query.version_tables import define_version_order
 from auditor.query.warnings import completeness_warnings
 from auditor.runs.attributes import attribute_sql
 from auditor.runs.folder import DEVICES, MODULES, RunCatalog, StoredRun

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from auditor.query.run_views import last_task_state, released_versions_query
-from auditor.query.version_order import define_target_marks
+from auditor.query.version_tables import define_target_marks
 from auditor.runs.folder import DEVICES, FIRMWARE, MODULES, TASKS, StoredRun
 from auditor.runs.views import (
     FIRMWARE_COLUMNS,

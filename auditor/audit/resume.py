@@ -1,4 +1,7 @@
-"""Resumes a run that was killed, stopped or left with failures: repair its files and find its remaining devices."""
+"""Resumes a run that was killed, stopped or left with failures: finds it, and reopens it with what remains.
+
+Which devices remain is decided in ``auditor.runs.recovery``.
+"""
 
 import contextlib
 import os

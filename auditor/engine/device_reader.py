@@ -370,7 +370,7 @@ class _DeviceReading:
                 raise InconsistentResponseError(sentence)
 
     def _merge_identity(self, product_key: str | None, device_name: str | None, iot_id: str | None) -> None:
-        """Add the names that an entry reports for the device."""
+        """Add the names of an entry to the device; raise InconsistentResponseError if they are of another one."""
         identity, device = self.identity, self.device
         # A device name is unique in its product only.
         if (device.iot_id is not None and iot_id == device.iot_id) or (

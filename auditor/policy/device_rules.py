@@ -28,7 +28,7 @@ from auditor.policy.scope import (
     UNSAMPLED,
     VIOLATED,
 )
-from auditor.query.version_order import define_equivalence_keys, define_version_order, short_key
+from auditor.query.version_tables import define_equivalence_keys, define_version_order, short_key
 from auditor.storage.database import Database
 from auditor.text.globs import glob_regex, is_literal
 

@@ -8,7 +8,7 @@ from auditor.policy.model import MaxVersions, Newest, Released, Rule
 from auditor.policy.released import define_required_releases
 from auditor.policy.sampled import define_rollout_intervals
 from auditor.policy.scope import ANSWERED, COMPLIANT, EXEMPT, NOT_SEEN, UNANSWERED, UNPARSEABLE, UNSAMPLED, VIOLATED
-from auditor.query.version_order import define_newest_versions
+from auditor.query.version_tables import define_newest_versions
 from auditor.storage.database import Database
 
 _UNANSWERED_BY_PRODUCT = f"""SELECT product, not_seen + coalesce(unassigned, 0) AS not_seen FROM (

@@ -16,7 +16,7 @@ from auditor.config.settings import parse_percentage
 from auditor.config.validation import stored_rollouts
 from auditor.policy.model import Released, Rule
 from auditor.query.run_views import released_versions_query
-from auditor.query.version_order import define_target_marks
+from auditor.query.version_tables import define_target_marks
 from auditor.runs.manifest import Manifest
 from auditor.runs.views import define_releases, no_rows
 from auditor.storage.database import Database

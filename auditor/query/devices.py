@@ -20,7 +20,7 @@ from auditor.query.filters import (
 )
 from auditor.query.run_views import define_device_releases
 from auditor.query.snapshot import RunSnapshot, snapshot_database
-from auditor.query.version_order import define_version_order
+from auditor.query.version_tables import define_version_order
 from auditor.runs.attributes import attribute_cells, attribute_columns, attribute_names, attribute_sql
 from auditor.runs.folder import find_run
 from auditor.runs.views import (

@@ -17,7 +17,7 @@ import orjson
 
 from auditor.models import RunWarning
 from auditor.query.change_log import define_change_log, run_columns
-from auditor.query.version_order import define_target_marks
+from auditor.query.version_tables import define_target_marks
 from auditor.runs.folder import CHANGES, DEVICES, FIRMWARE, FLEET, INVENTORY_JSON, MODULES, TASKS, StoredRun
 from auditor.runs.locking import current_state
 from auditor.runs.views import (

@@ -16,7 +16,7 @@ from auditor.analysis.history import RunSummary, read_history, summarize_warning
 from auditor.analysis.rollouts import Rollouts, define_targets, rollouts_of
 from auditor.models import RunWarning
 from auditor.query.snapshot import RunSnapshot
-from auditor.query.version_order import define_newest_versions
+from auditor.query.version_tables import define_newest_versions
 from auditor.query.versions import MAX_LENGTH, VersionOrder
 from auditor.report.coverage import run_labels
 from auditor.report.model import AGES, PastRun, VersionSection, VersionShare
