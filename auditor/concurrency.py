@@ -24,7 +24,7 @@ _ELAPSED_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """Clock that cannot be set, and that counts a suspended machine: Linux has one of its own for that."""
 
 elapsed_clock: Callable[[], float] = partial(time.clock_gettime, _ELAPSED_CLOCK)
-"""Returns the seconds since an arbitrary moment, those of a suspended machine included."""
+"""Return the seconds since an arbitrary moment, those of a suspended machine included."""
 
 
 class TimeLimit:

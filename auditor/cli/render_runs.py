@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, tzinfo
@@ -185,11 +186,10 @@ def _describe_unfinished(run: StoredRun) -> str:
 def _describe_silence(folder: Path) -> str:
     """Return for how long an audit in progress has recorded nothing, such as during an outage; empty: a short time."""
     recorded_at = []
-    for pattern in ("*", ".*/*"):
-        for path in folder.glob(pattern):
-            if path.name not in _WRITTEN_WITHOUT_ANSWERS:
-                with contextlib.suppress(OSError):  # gone since
-                    recorded_at.append(path.lstat().st_mtime)
+    for place, _, names in os.walk(folder):  # what is gone since is left out
+        for name in {*names} - _WRITTEN_WITHOUT_ANSWERS:
+            with contextlib.suppress(OSError):
+                recorded_at.append(Path(place, name).lstat().st_mtime)
     seconds = time.time() - max(recorded_at, default=math.inf)
     return f"; nothing recorded for {format_elapsed(seconds)}: see its log" if seconds >= MIN_SILENCE else ""
 
@@ -236,8 +236,15 @@ def _next_steps(run: StoredRun) -> tuple[str, tuple[str, ...]]:
         return "nothing is to be done", ()
     else:
         sentence, commands = "continue the run", (resume,)
-    continued = resume in commands and is_unfinished(manifest)
+    continued = resume in commands and is_unfinished(manifest) and _is_newest(run)
     return f"{sentence}{', as the next one with --resume does' if continued else ''}", commands
+
+
+def _is_newest(run: StoredRun) -> bool:
+    """Return whether a run is the one that the next one with --resume finds: the newest of its name and whole fleet."""
+    named = RunCatalog(run.folder.parent, missing_ok=True).named(run.manifest.name)
+    newest = next((each for each in named if each.manifest.covers_fleet), None)
+    return newest is not None and newest.folder.name == run.folder.name
 
 
 def describe_net_changes(changes: NetChanges) -> Iterator[str]:

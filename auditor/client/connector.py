@@ -79,23 +79,24 @@ class AccountConnector(aiohttp.TCPConnector):
         started = asyncio.get_running_loop().time()
         try:
             connection = await super().connect(req, *args, **options)
-            if self._is_usable(connection):
-                return connection
-            connection.close()
-            # Without the limit, a server that sends first on all connections would be called forever.
-            async with asyncio.timeout_at(started + self._connect_timeout):
-                while True:
-                    connection = await super().connect(req, *args, **options)
-                    if self._is_usable(connection):
-                        return connection
-                    connection.close()
-        except aiohttp.ClientSSLError:  # of the host that the proxy connects to
-            raise
         except (aiohttp.ClientError, OSError) as error:
-            if req.proxy is None:
+            if (of_proxy := _proxy_error(error, req)) is None:
                 raise
-            place = f"{req.proxy.host_subcomponent}:{req.proxy.port}"
-            raise proxy_error(error, f"the proxy {place}", req.host) from None
+            raise of_proxy from None
+        if self._is_usable(connection):
+            return connection
+        # Without the limit, a server that sends first on all connections would be called forever.
+        async with asyncio.timeout_at(started + self._connect_timeout):
+            while True:
+                connection.close()
+                try:
+                    connection = await super().connect(req, *args, **options)
+                except (aiohttp.ClientError, OSError) as error:
+                    if (of_proxy := _proxy_error(error, req)) is None:
+                        raise
+                    raise of_proxy from None
+                if self._is_usable(connection):
+                    return connection
 
     def limiter_of(self, connection: Connection) -> "ResponseLimiter | None":
         """Return what the responses on a connection pass through; None if it has closed."""
@@ -127,6 +128,8 @@ class AccountConnector(aiohttp.TCPConnector):
         async def open_one() -> None:
             self._used -= 1
             connection = await self.connect(request, *args, **options)
+            if (limiter := self.limiter_of(connection)) is not None:
+                limiter.connection = None  # no request is in flight
             try:
                 await all_started.wait()
             finally:
@@ -159,7 +162,7 @@ class AccountConnector(aiohttp.TCPConnector):
             # `should_close` is not documented. Should it be gone one day, connections are used once.
             return not getattr(handler, "should_close", False)
         limiter.connection = connection
-        return limiter.is_clean()
+        return limiter.begin() and not getattr(handler, "should_close", True)
 
     def _forget_closed(self) -> None:
         self._limiters = {each: limiter for each, limiter in self._limiters.items() if not each.is_closing()}
@@ -180,13 +183,14 @@ class ResponseLimiter(asyncio.Protocol):
 
     Attributes:
         handler: aiohttp's protocol.
-        connection: what the current request holds, or the last one held.
+        connection: what the request in flight holds, or the last request held; None: it was given out for none.
         received: bytes received since the connection was last given out.
     """
 
     def __init__(self, handler: ResponseHandler, buffer: _Buffer) -> None:
         self.received = 0
         self.connection: Connection | None = None
+        self._releasing: Connection | None = None
         self._size, self._finder = UNKNOWN, EndFinder()
         self.handler = handler
         self._buffer, self._buffered = buffer, 0
@@ -208,8 +212,8 @@ class ResponseLimiter(asyncio.Protocol):
             self._check(data)
         self._pass_on(data)
 
-    def is_clean(self) -> bool:
-        """Return whether the connection may be given out again: nothing follows the last response, or may arrive late.
+    def begin(self) -> bool:
+        """Begin a request; return False if something follows the last response, or may arrive late.
 
         The last byte received must be the end of the last response, as its ``Content-Length`` or the end of its chunks
         says. A response with a status of 5xx, after an interim response, with trailers, or of another form has no such
@@ -220,12 +224,13 @@ class ResponseLimiter(asyncio.Protocol):
         return ended_exactly
 
     def release_buffer(self) -> None:
-        """Count the response as arriving no more: it was read, or is abandoned."""
+        """Stop counting the response: it was read or abandoned."""
         self._buffer.size -= self._buffered
         self._buffered = 0
 
     def _check(self, data: bytes) -> None:
-        if not self._buffered and self.connection is not None:
+        if self.connection is not None and self.connection is not self._releasing:
+            self._releasing = self.connection
             self.connection.add_callback(self.release_buffer)
         self._buffered += len(data)
         self._buffer.size += len(data)
@@ -264,6 +269,14 @@ class ResponseLimiter(asyncio.Protocol):
     def resume_writing(self) -> None:
         """See ``asyncio.Protocol``."""
         self.handler.resume_writing()
+
+
+def _proxy_error(error: Exception, request: aiohttp.ClientRequest) -> Exception | None:
+    """Return the error of a proxy that gave no connection; None: there is no proxy, or it connected to the host."""
+    if request.proxy is None or isinstance(error, aiohttp.ClientSSLError):
+        return None
+    place = f"{request.proxy.host_subcomponent}:{request.proxy.port}"
+    return proxy_error(error, f"the proxy {place}", request.host)
 
 
 def _ignore(_data: bytes) -> None:

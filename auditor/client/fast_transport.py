@@ -2,7 +2,7 @@
 
 aiohttp opens, secures, pools and proxies the connections and parses responses. Its session is left out. A session
 builds objects from a request that is bytes already, and handles a timer, cookies and redirects for each. Measured, that
-is 50 of the 80 microseconds that a request takes, see ``docs/speed.md``.
+is three quarters of the time that a request takes, see ``docs/speed.md``.
 
 What is below the session is not documented by aiohttp and may change in any release. ``check_internals`` proves at
 start that it works as this module expects. If it does not, ``open_transport`` uses the session.
@@ -119,7 +119,7 @@ class FastTransport:
         """Return the connection that was used last, if one can be used."""
         while self._idle:
             kept = self._idle.pop()
-            is_clean = kept.limiter.is_clean() and not kept.handler.should_close
+            is_clean = kept.limiter.begin() and not kept.handler.should_close
             if is_clean and now - kept.used_at < KEEPALIVE_SECONDS:
                 return kept
             kept.connection.close()

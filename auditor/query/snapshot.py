@@ -124,7 +124,7 @@ def _open_snapshot(folder: Path, work: Path) -> RunSnapshot:
 
 def _write_rows(folder: Path, files: Path, manifest: Manifest, work: Path) -> None:
     def write(memory: str) -> None:
-        # Not in `work` itself: the views' own files have the names of the sealed ones.
+        # Not in `work` itself: the views' own files are deleted here.
         with TemporaryDirectory(dir=work) as views, borrow_database(Path(views), memory) as database:
             refuse_lost_results(database, folder, manifest)
             define_live_views(database, files, Path(views))

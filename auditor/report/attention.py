@@ -133,7 +133,8 @@ def read_verdict(report: Report) -> Verdict:
     if "tampered" in report.labels:
         return Verdict("files were changed", "do not rely on these numbers", "bad")
     if manifest.state == "running":
-        return Verdict(state, f"{format_number(counts.pending)} devices are pending", "warn")
+        tone: Tone = "bad" if report.state == "killed" else "warn"
+        return Verdict(state, f"{format_number(counts.pending - unsampled)} devices are pending", tone)
     if manifest.state == "aborted":
         return Verdict("aborted", manifest.describe_unanswered(), "bad")
     unanswered = manifest.remaining_devices or manifest.missing_devices or manifest.fleet.shared_identities

@@ -33,7 +33,7 @@ MAX_ACCOUNT_ERRORS = 20
 _OF_ACCOUNT = (ThrottledError, ClockSkewError, KeyExpiredError)
 """Errors that concern the account and not the device."""
 
-_WITHOUT_ANSWER = (TransientError, ThrottledError)
+_RETRIED = (TransientError, ThrottledError)
 """Errors after which a request may be sent again."""
 
 MAX_UNPROVEN_ATTEMPTS = 20
@@ -260,7 +260,7 @@ class RetryingCaller:
             attempts += 1
             standstills = self._clock.standstills
             result = await self._attempt(request, sent_at, is_retry=attempts > 1)
-            if not isinstance(result, _WITHOUT_ANSWER):
+            if not isinstance(result, _RETRIED):
                 self.failing_products.record_success(product)
                 return CallResult(result, attempts)
             if attempts <= MAX_UNPROVEN_ATTEMPTS and self._proves_nothing(result, standstills):

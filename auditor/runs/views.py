@@ -344,7 +344,7 @@ def read_records(path: Path, columns: Mapping[str, object]) -> str:
 
 
 def _write_devices(database: Database, work: Path) -> list[Path]:
-    """Write the rows of ``_devices_query`` to files in ``work``; several partitions come in the fleet's order."""
+    """Write the rows of ``_devices_query`` to files in ``work``, a partition each; return them in the fleet's order."""
     devices = scalar(database, "SELECT count(*) FROM fleet")
     if devices <= DEVICES_PER_PARTITION:
         write_parquet(database, _devices_query(database), work / "joined.parquet")

@@ -68,13 +68,15 @@ def seen(draw: st.DrawFn, number: int) -> Seen:
     product = draw(st.sampled_from(["p1", "p1", "p2"]))
     whole = Device(account, product, f"device{number}", draw(st.sampled_from([f"iot{number}", f"iot{number}b"])))
     asked = draw(
-        st.sampled_from([replace(whole, iot_id=None), replace(whole, product_key=None, device_name=None), whole])
+        st.sampled_from(
+            [structs.replace(whole, iot_id=None), structs.replace(whole, product_key=None, device_name=None), whole]
+        )
     )
     state = draw(st.sampled_from(["ok", "ok", "ok", "empty", "not_found", "failed", "pending"]))
     modules = draw(st.lists(MODULE, min_size=1, max_size=3, unique_by=lambda m: m[0].lower())) if state == "ok" else []
     reported = whole if state == "ok" and draw(st.booleans()) else asked
     if reported is not asked and asked.iot_id is None and draw(st.booleans()):
-        reported = replace(whole, iot_id="shared")
+        reported = structs.replace(whole, iot_id="shared")
     return Seen(asked, reported, state, tuple(modules))
 
 

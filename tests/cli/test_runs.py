@@ -148,6 +148,9 @@ def test_status_says_what_continues_a_run_that_was_stopped(directory: Path, caps
     )
     step = "check the endpoint, the network and the proxy, and continue the run, as the next one with --resume does"
     assert f"next: {step}" in auditor(capsys, "status")[0]
+    add_run(directory, 26, DAYS[-1])
+    older = auditor(capsys, "status", f"audits/{NEWEST}")[0]
+    assert f"next: {step.removesuffix(', as the next one with --resume does')}" in older, "the newer one is found"
 
 
 def test_status_says_that_a_run_in_progress_records_nothing(
@@ -163,6 +166,10 @@ def test_status_says_that_a_run_in_progress_records_nothing(
         (folder / MANIFEST).touch()
         line = "result: in progress; 0 of 1 device have an answer; nothing recorded for 6 min: see its log"
         assert line in auditor(capsys, *status)[0]
+        states = folder / ".selection" / "0" / "states.jsonl"
+        states.parent.mkdir(parents=True)
+        states.touch()
+        assert "result: in progress; 0 of 1 device have an answer" in auditor(capsys, *status)[0]
 
 
 def test_a_killed_run_has_the_devices_of_its_files_and_is_called_killed(

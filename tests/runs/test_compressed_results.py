@@ -10,6 +10,7 @@ from random import Random
 from uuid import UUID
 
 import pytest
+from msgspec import structs
 
 import auditor
 from auditor.errors import RunFolderError, RunNotWritableError
@@ -72,7 +73,7 @@ def test_only_large_results_are_compressed(tmp_path: Path) -> None:
     assert (small.folder / RESULTS).is_file()
     fleet = [named(number) for number in range(5_000)]
     answers = (ok(each, ("ble", "1.0"), ("wifi", "2.1")) for each in fleet)
-    outcomes = [replace(each, request_id=str(UUID(int=RANDOM.getrandbits(128)))) for each in answers]
+    outcomes = [structs.replace(each, request_id=str(UUID(int=RANDOM.getrandbits(128)))) for each in answers]
     large = running(tmp_path / "large", fleet, outcomes)
     size = (large.folder / RESULTS).stat().st_size
     assert size >= MIN_COMPRESSED_BYTES

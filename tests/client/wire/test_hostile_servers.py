@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gzip
+import os
 import socket
 import ssl
 import time
@@ -245,6 +246,27 @@ async def test_an_answer_on_a_connection_that_no_request_has_used_is_not_taken_f
         found = await asyncio.gather(*(ask(client) for _ in range(6)))
         assert {each.request_id for each in found} == {"R"}
         assert len(seen.lines) == 7
+
+
+# With asyncio's own loop, which runs tasks before it reads.
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": False})], ids=["asyncio"])
+@pytest.mark.parametrize("at", [1, 12, 26])
+async def test_an_answer_that_begins_while_connections_are_opened_in_advance_is_not_taken(at: int) -> None:
+    stray = http(orjson.dumps({"success": True, "requestId": "STALE"}), "X-Stray: 1")
+    async with serving(answering(GOOD)) as seen, client_of(seen.url, timeout=5.0) as client:
+        await ask(client)
+        await client.prewarm(2)
+        await asyncio.sleep(0.02)
+        for writer in seen.writers:
+            # Immediately: the client reads it while it holds the connections for a moment.
+            os.write(writer.get_extra_info("socket").fileno(), stray[:at])
+        await client.prewarm(4)
+        for writer in seen.writers:
+            with contextlib.suppress(RuntimeError):  # the client has closed it
+                writer.write(stray[at:])
+        await asyncio.sleep(0.05)
+        found = await asyncio.gather(*(ask(client) for _ in range(6)))
+        assert {each.request_id for each in found} == {"R"}
 
 
 def answer_with(*headers: str, status: str = "200 OK") -> Serve:
