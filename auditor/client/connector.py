@@ -200,8 +200,7 @@ class ResponseLimiter(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See ``asyncio.Protocol``."""
         if not self.received:
-            in_flight = self.connection is not None and self.connection.protocol is not None
-            self._size = size_of(data) if in_flight else UNKNOWN
+            self._size = UNKNOWN if self.connection is None else size_of(data)  # None: no request is in flight
             self._interim_responses = 0
             if self._size == NOT_YET:
                 self._finder = EndFinder()
