@@ -225,7 +225,8 @@ This page describes each code. [Troubleshooting](troubleshooting.md) begins with
 
 These codes begin with `auditor.`: no response of the platform could be used. The request is retried, and the device fails after
 `max_attempts` requests. Before the first answer of an account, requests that get no connection (`auditor.DNS`, `auditor.Proxy`, `auditor.TLS`,
-`auditor.Unreachable`) are repeated until the account is stopped after `give_up_after` seconds. They count against `max_calls`.
+`auditor.Unreachable`) are repeated until the account is stopped after `give_up_after` seconds, or ten minutes if it
+has answered in this run. They count against `max_calls`.
 """
 PLATFORM = """## Codes of the platform
 
@@ -261,7 +262,7 @@ EXIT_CODES = f"""# Exit codes
 | 0 | success |
 | 1 | more devices failed or are pending than `max_failed` allows, or an account is silent. Also: a product could not be listed, a run does not verify, or a plan does not fit its window |
 | 2 | the usage, the settings or the fleet file is wrong, and no request was sent; or the platform lists no device that matches the settings |
-| 3 | the platform refuses an account (credentials, permission) or was never reached, or the run cannot be written |
+| 3 | the platform refuses an account (credentials, permission) or gives it no answer, or the run cannot be written |
 | 4 | `--fail-on` matched (drift, or a difference of a fleet file); a rule of severity `error` is violated; or the policy of a run that ended with 0 could not be evaluated |
 | 75 | another process has taken over the shard of this one (`shard`); do not start it again |
 | 130 | interrupted by SIGINT; `run`, `resume`, `fleet` and `demo` also by SIGTERM or SIGHUP. All results are kept |

@@ -81,7 +81,7 @@ def _describe_older(database: Database, first: str) -> Iterator[str]:
     """Yield a sentence if a version is older than the recorded changes, so that the table does not say since when."""
     if database.execute("FROM intervals WHERE version IS NOT NULL AND since IS NULL LIMIT 1").fetchall():
         begin = first[:16].replace("T", " ")
-        yield f"since is empty where a version is older than the recorded changes, which begin at {begin} UTC"
+        yield f"where no start of a version is shown, it is older than the recorded changes, which begin at {begin} UTC"
 
 
 def _condition(name: str, account: str | None, product_key: str | None) -> str:

@@ -46,7 +46,7 @@ Exit codes:
        silent, a product could not be listed, a run does not verify, or a plan
        does not fit
   2    the usage, the settings or the fleet file is wrong
-  3    the platform refuses an account or was never reached, or the run
+  3    the platform refuses an account or gives it no answer, or the run
        cannot be written
   4    --fail-on matched, or a policy is violated
   75   another process has taken over this shard; do not start it again

@@ -237,7 +237,7 @@ def _next_steps(run: StoredRun) -> tuple[str, tuple[str, ...]]:
     else:
         sentence, commands = "continue the run", (resume,)
     continued = resume in commands and is_unfinished(manifest) and _is_newest(run)
-    return f"{sentence}{', as the next one with --resume does' if continued else ''}", commands
+    return f"{sentence}{'; the next run with --resume does, too' if continued else ''}", commands
 
 
 def _is_newest(run: StoredRun) -> bool:

@@ -183,8 +183,9 @@ def _describe_time(manifest: Manifest, seconds: float) -> str:
     parts += [f"{states:,} for states"] if states else []
     releases = sum(each.requests for each in manifest.releases)
     parts += [f"{releases:,} for releases"] if releases else []
-    session = " in this session" if manifest.resumed_at else ""
-    return f"{format_duration(seconds)}{session}, queries {format_duration(querying)}{planned}; {', '.join(parts)}"
+    session, sessions = (" in this session", " in all sessions") if manifest.resumed_at else ("", "")
+    took = f"{format_duration(seconds)}{session}, queries {format_duration(querying)}{sessions}{planned}"
+    return f"{took}; {', '.join(parts)}"
 
 
 def _format_rate(rate: float) -> str:

@@ -406,8 +406,10 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
         page_size: modules per request, 1 to 200.
         max_attempts: maximum number of requests for one page; throttling responses do not count, nor requests without a
             connection before the first answer of an account.
-        timeout, connect_timeout: seconds for a complete request, and for connecting.
-        give_up_after: seconds without a usable answer until an account that never gave one is stopped.
+        timeout: seconds for a complete request.
+        connect_timeout: seconds for getting a connection.
+        give_up_after: seconds without a usable answer until an account is stopped that gave none in this run; after its
+            first answer it is ten minutes.
         max_failed: devices that may fail or stay pending, as a number or a percentage such as ``"0.1%"``.
         group_readable: whether the group of the user may read run folders; otherwise only the user may.
         fsync_interval: seconds between syncs of results to disk, the most that a power cut can lose; 0: sync each one.

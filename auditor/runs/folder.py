@@ -423,7 +423,8 @@ def find_stored_run(path: Path, preference: Preference = "newest") -> tuple[Stor
             directory = DEFAULT_DIRECTORY if path.parent == Path() else path.parent
             if path.exists() or not directory.is_dir() or not _is_reference(path.name):
                 advice = f"give a run folder, a directory of runs, or a run of one, such as {DEFAULT_DIRECTORY}/last~1"
-                problem = "is not a folder" if path.exists() else "no such run (auditor runs lists them)"
+                missing = "no such run (auditor runs lists them)" if directory.is_dir() else "no such run or directory"
+                problem = "is not a folder" if path.exists() else missing
                 raise RunFolderError(f"{path}: {problem}; {advice}")
             catalog = RunCatalog(directory)
             catalog.log_unreadable()

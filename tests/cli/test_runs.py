@@ -128,7 +128,7 @@ def test_status_of_a_killed_run_names_the_last_success(directory: Path, capsys: 
     lines, _ = auditor(capsys, "status", "audits")
     assert "result: killed before its end; 0 of 1 device have an answer" in lines
     assert lines[-2:] == [
-        "next: continue the run, as the next one with --resume does", f"  auditor resume audits/{folder.name}",
+        "next: continue the run; the next run with --resume does, too", f"  auditor resume audits/{folder.name}",
     ]  # fmt: skip
     conclude(directory / NEWEST, 1, "too_many_failed")
     edit_manifest(
@@ -146,11 +146,11 @@ def test_status_says_what_continues_a_run_that_was_stopped(directory: Path, caps
         directory / NEWEST,
         lambda manifest: replace(manifest, state="aborted", devices=replace(manifest.devices, pending=1)),
     )
-    step = "check the endpoint, the network and the proxy, and continue the run, as the next one with --resume does"
+    step = "check the endpoint, the network and the proxy, and continue the run; the next run with --resume does, too"
     assert f"next: {step}" in auditor(capsys, "status")[0]
     add_run(directory, 26, DAYS[-1])
     older = auditor(capsys, "status", f"audits/{NEWEST}")[0]
-    assert f"next: {step.removesuffix(', as the next one with --resume does')}" in older, "the newer one is found"
+    assert f"next: {step.removesuffix('; the next run with --resume does, too')}" in older, "the newer one is found"
 
 
 def test_status_says_that_a_run_in_progress_records_nothing(
@@ -304,7 +304,8 @@ def test_a_device_is_shown_over_all_runs(directory: Path, capsys: pytest.Capture
     assert rows[0]["run"] == NEWEST
     assert [bool(row["since"]) for row in rows] == [True, True, True, False]
     assert (
-        "since is empty where a version is older than the recorded changes, which begin at 2026-11-22 02:00" in errors
+        "where no start of a version is shown, it is older than the recorded changes, which begin at 2026-11-22"
+        in errors
     )
     assert "flaps between 1.0 and 1.1" in errors
     assert "rolled back from 1.1 to 1.0" in errors

@@ -37,7 +37,7 @@ from auditor.cli.options import (
 )
 from auditor.cli.output import print_notes, resume_from
 from auditor.errors import RunNotWritableError, SettingsError
-from auditor.text.formatting import safe
+from auditor.text.formatting import format_count, safe
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Collection
@@ -431,5 +431,5 @@ def prune(
     for sentence in pruned.failed:
         print_error(f"failed: {safe(sentence)}")
     would = "would be deleted" if dry_run else "deleted"
-    print_error(f"{len(pruned.removed)} runs {would}, {pruned.remaining} kept")
+    print_error(f"{format_count(len(pruned.removed), 'run')} {would}, {pruned.remaining:,} kept")
     return RunNotWritableError.exit_code if pruned.failed else 0

@@ -378,7 +378,7 @@ def prune_cut_runs(address: str, *, keep: int | None, keep_days: int | None, dry
     for sentence in pruned.skipped:
         print_error(f"skipped: {safe(sentence)}")
     would = "would be deleted" if dry_run else "deleted"
-    print_error(f"{len(pruned.removed)} runs {would}, {pruned.remaining} kept")
+    print_error(f"{format_count(len(pruned.removed), 'run')} {would}, {pruned.remaining:,} kept")
     return 0
 
 

@@ -68,7 +68,9 @@ def _destinations(settings: "Settings", names: list[str] | None) -> "list[Publis
     """Return the destinations that have these names, or all; raise UsageError if there is none."""
     configured = {table.name: table for table in settings.publish}
     if not configured:
-        raise UsageError("the settings have no [[publish]]; add one, or give settings that have one with --settings")
+        raise UsageError(
+            "the settings of the run have no [[publish]]; give those that have one now with --settings FILE"
+        )
     for name in names or ():
         if name not in configured:
             raise UsageError(f"--to {name}: is no destination; the settings have {', '.join(configured)}")
