@@ -137,15 +137,16 @@ class Schedule:
     def crontab_lines(self) -> tuple[str, str]:
         """Return lines of the user's crontab: the audit, and what deletes old runs an hour after the audit must end.
 
-        If an audit ends with another exit code than 0, cron mails the code with its reason.
+        Each first writes the time to the log, since an error of the settings has none. If an audit ends with another
+        exit code than 0, cron mails the code with its reason.
         """
         hour, minute = map(int, self.time.split(":"))
         log = shlex.quote(str(self.runs / f"{self.name}.log"))
         start = 60 * hour + minute
         prune = start + math.ceil(parse_duration(self.duration) / 60) + 60
         return (
-            _crontab_line(start, f"{shlex.join(self._words)} >> {log} 2>&1 || tail -n 1 {log}"),
-            _crontab_line(prune, f"{shlex.join(self._prune_words)} >> {log} 2>&1 || tail -n 1 {log}"),
+            _crontab_line(start, f"{{ date -u; {shlex.join(self._words)}; }} >> {log} 2>&1 || tail -n 1 {log}"),
+            _crontab_line(prune, f"{{ date -u; {shlex.join(self._prune_words)}; }} >> {log} 2>&1 || tail -n 1 {log}"),
         )
 
 

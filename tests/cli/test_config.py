@@ -202,8 +202,8 @@ def test_init_prints_lines_for_cron_and_writes_units_for_systemd(auditor: Audito
     ended = auditor("init", "eu.toml", *ALIBABA, *REST, "--schedule", "cron", "--time", "03:30")
     line, prune = (line for line in ended.stdout.splitlines() if " * * * " in line)
     assert line.startswith("30 3 * * * ")
-    assert f"prune {tmp_path}/audits --keep-days 30 >> " in prune
-    assert f"run {tmp_path}/eu.toml --resume --for 4h >> {tmp_path}/audits/auditor-eu.log 2>&1" in line
+    assert f"prune {tmp_path}/audits --keep-days 30; }} >> " in prune
+    assert f"run {tmp_path}/eu.toml --resume --for 4h; }} >> {tmp_path}/audits/auditor-eu.log 2>&1" in line
     assert "cron does not set KEY_ID" in ended.stderr
     assert (tmp_path / "audits").is_dir()
     assert auditor("init", "us.toml", *TUYA, *REST, "--no-rules", "--schedule", "systemd").returncode == 0
@@ -220,7 +220,7 @@ def test_init_writes_only_a_schedule_for_settings_that_exist(auditor: Auditor, t
     ended = auditor("init", "eu.toml", "--schedule", "cron", "--no-check")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("kept eu.toml\n")
-    assert f"run {tmp_path}/eu.toml --resume --for 4h >> {tmp_path}/nights/auditor-eu.log" in ended.stdout
+    assert f"run {tmp_path}/eu.toml --resume --for 4h; }} >> {tmp_path}/nights/auditor-eu.log" in ended.stdout
     assert "cron does not set eu_SECRET and us_SECRET" in ended.stderr
     assert auditor("init", "eu.toml", "--schedule", "systemd", "--no-check").returncode == 0
     assert f"ReadWritePaths={tmp_path}/nights\n" in (tmp_path / "auditor-eu.service").read_text()

@@ -288,7 +288,7 @@ class Examples:
         for line in example.parsed.splitlines():
             if line and not line.startswith(("#", "PATH=", "MAILTO=")):
                 *_, command = line.split(maxsplit=6)
-                self._parse_command(command.partition(">>")[0])
+                self._parse_command(command.partition("; } >>")[0].removeprefix("{ date -u; "))
 
     def read_unit(self, example: Example) -> None:
         """Check the commands of a systemd unit."""

@@ -1,5 +1,6 @@
 """Units and crontab lines run the audit that was named, also with paths that need quoting."""
 
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -21,9 +22,18 @@ def test_a_crontab_line_runs_the_command_by_a_shell() -> None:
     assert (minute, hour) == ("5", "3")
     assert "%" not in command.replace(r"\%", "")
     words = shlex.split(command.replace(r"\%", "%"))
-    assert words[:5] == [str(ODD / "auditor"), "run", str(ODD / "nightly.toml"), "--resume", "--for"]
+    assert words[:8] == [
+        "{",
+        "date",
+        "-u;",
+        str(ODD / "auditor"),
+        "run",
+        str(ODD / "nightly.toml"),
+        "--resume",
+        "--for",
+    ]
     words = shlex.split(prune.split(" ", 5)[5].replace(r"\%", "%"))
-    assert words[:5] == [str(ODD / "auditor"), "prune", str(ODD / "runs"), "--keep-days", "30"]
+    assert words[:8] == ["{", "date", "-u;", str(ODD / "auditor"), "prune", str(ODD / "runs"), "--keep-days", "30;"]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +51,9 @@ def test_a_crontab_line_logs_where_the_audit_can_write(tmp_path: Path) -> None:
         subprocess.run(["/bin/sh", "-c", line.split(" ", 5)[5].replace(r"\%", "%")], check=True)
     assert [each.name for each in tmp_path.iterdir()] == ["runs"]
     log = (runs / "auditor.log").read_text()
-    assert log == f"run nightly.toml --resume --for 4h\nprune {runs} --keep-days 30\n"
+    date = r".* UTC.*\n"
+    commands = "run nightly.toml --resume --for 4h\n", f"prune {runs} --keep-days 30\n"
+    assert re.fullmatch("".join(date + re.escape(command) for command in commands), log)
 
 
 def test_a_unit_quotes_its_commands() -> None:
