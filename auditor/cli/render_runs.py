@@ -124,7 +124,7 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
         yield line if failure.code == referred else refer_to_code(line, failure.code)
     if (more := len(manifest.failures) - MAX_CODES) > 0:
         yield f"failed: {format_count(more, 'more code')}"
-    yield from _describe_parts(manifest)
+    yield from _describe_parts(manifest, in_progress=manifest.state == "running" and is_locked(run.folder))
     for warning in completeness_warnings(run.folder, manifest, manifest.devices):
         if warning.kind in {"limited", "accounts"}:
             yield f"part: {safe(warning.detail)}"
@@ -141,10 +141,12 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
     yield from (f"  {command}" for command in commands)
 
 
-def _describe_parts(manifest: Manifest) -> Iterator[str]:
+def _describe_parts(manifest: Manifest, *, in_progress: bool) -> Iterator[str]:
     """Yield lines about the device lists, the selection and the released firmware of a run, if it has them."""
     for discovery in manifest.discovery[:MAX_ACCOUNTS]:
-        yield f"lists: {describe_discovery(discovery)}"
+        unlisted = in_progress and discovery.state == "pending"
+        listed = f"{safe(discovery.account)}: its devices are being listed" if unlisted else None
+        yield f"lists: {listed or describe_discovery(discovery)}"
     if manifest.selection is not None:
         yield from (f"selection: {line}" for line in describe_selection(manifest.selection))
         if manifest.selection.recheck is not None:

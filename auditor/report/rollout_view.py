@@ -20,6 +20,7 @@ from auditor.report.filters import (
     format_signed,
 )
 from auditor.report.model import Report, RolloutDetail
+from auditor.text.formatting import format_count
 
 MAX_MAP_ROWS, MAX_MAP_COLUMNS, MAX_MAP_BYTES = 40, 16, 250_000
 """Products and modules of the map, and its bytes."""
@@ -148,11 +149,10 @@ def draw_rollout(rollout: Rollout) -> str:
 def describe_rollouts(report: Report) -> str:
     """Return how many rollouts are active."""
     rollouts = report.rollouts
-    return (
-        f"{rollouts.active:,} of {rollouts.total:,} modules are on their way to a new version"
-        if rollouts.active
-        else f"{rollouts.total:,} modules"
-    )
+    modules = format_count(rollouts.total, "module")
+    if not rollouts.active:
+        return modules
+    return f"{rollouts.active:,} of {modules} {'is' if rollouts.active == 1 else 'are'} on the way to a new version"
 
 
 def list_state_filters(report: Report, shown: int) -> list[tuple[str, str, int]]:

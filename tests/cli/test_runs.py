@@ -15,7 +15,7 @@ from auditor.cli.app import main
 from auditor.errors import ExitReasonCode
 from auditor.runs.folder import CHANGES
 from auditor.runs.locking import RunLock
-from auditor.runs.manifest import MANIFEST, DeviceCounts, FailureInfo, read_manifest
+from auditor.runs.manifest import MANIFEST, DeviceCounts, DiscoveryInfo, FailureInfo, read_manifest
 from auditor.runs.retention import prune_runs
 from auditor.runs.selection_info import ExitReason
 from tests.analysis.recorded_runs import DAYS, add_run, write_days
@@ -166,6 +166,8 @@ def test_status_says_that_a_run_in_progress_records_nothing(
         (folder / MANIFEST).touch()
         line = "result: in progress; 0 of 1 device have an answer; nothing recorded for 6 min: see its log"
         assert line in auditor(capsys, *status)[0]
+        edit_manifest(folder, lambda manifest: replace(manifest, discovery=(DiscoveryInfo("eu", "pending"),)))
+        assert "lists: eu: its devices are being listed" in auditor(capsys, *status)[0]
         states = folder / ".selection" / "0" / "states.jsonl"
         states.parent.mkdir(parents=True)
         states.touch()
