@@ -203,11 +203,12 @@ def describe_coverage(
     return f"{label}: {sum(astuple(counts)):,} devices: {', '.join(states)}"
 
 
-def describe_discovery(discovery: DiscoveryInfo) -> str:
-    """Return a line about the discovery of an account's fleet."""
+def describe_discovery(discovery: DiscoveryInfo, *, in_progress: bool = False) -> str:
+    """Return a line about the discovery of an account's fleet, in a run that may be ``in_progress``."""
     account = safe(discovery.account)
     if discovery.state == "pending":
-        return f"{account}: device list incomplete; resume will continue it"
+        rest = "its devices are being listed" if in_progress else "device list incomplete; resume will continue it"
+        return f"{account}: {rest}"
     devices, products = format_count(discovery.devices, "device"), format_count(discovery.products, "product")
     never = discovery.statuses.get("UNACTIVE", 0)
     excluded = f", {discovery.excluded:,} excluded by the settings" if discovery.excluded else ""

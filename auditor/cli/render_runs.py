@@ -124,7 +124,7 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
         yield line if failure.code == referred else refer_to_code(line, failure.code)
     if (more := len(manifest.failures) - MAX_CODES) > 0:
         yield f"failed: {format_count(more, 'more code')}"
-    yield from _describe_parts(manifest, in_progress=manifest.state == "running" and is_locked(run.folder))
+    yield from _describe_parts(manifest, in_progress=_is_in_progress(run))
     for warning in completeness_warnings(run.folder, manifest, manifest.devices):
         if warning.kind in {"limited", "accounts"}:
             yield f"part: {safe(warning.detail)}"
@@ -141,12 +141,14 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
     yield from (f"  {command}" for command in commands)
 
 
+def _is_in_progress(run: StoredRun) -> bool:
+    return run.manifest.state == "running" and is_locked(run.folder)
+
+
 def _describe_parts(manifest: Manifest, *, in_progress: bool) -> Iterator[str]:
     """Yield lines about the device lists, the selection and the released firmware of a run, if it has them."""
     for discovery in manifest.discovery[:MAX_ACCOUNTS]:
-        unlisted = in_progress and discovery.state == "pending"
-        listed = f"{safe(discovery.account)}: its devices are being listed" if unlisted else None
-        yield f"lists: {listed or describe_discovery(discovery)}"
+        yield f"lists: {describe_discovery(discovery, in_progress=in_progress)}"
     if manifest.selection is not None:
         yield from (f"selection: {line}" for line in describe_selection(manifest.selection))
         if manifest.selection.recheck is not None:
@@ -180,7 +182,7 @@ def _describe_unfinished(run: StoredRun) -> str:
     progress = f"{answered:,} of {format_count(manifest.fleet.devices, 'device')} have an answer"
     if manifest.state != "running":
         return f"{manifest.state}{'' if manifest.error is None else f': {manifest.error}'}; {progress}"
-    if not is_locked(run.folder):
+    if not _is_in_progress(run):
         return f"killed before its end; {progress}"
     return f"in progress; {progress}{_describe_silence(run.folder)}"
 
@@ -198,7 +200,7 @@ def _describe_silence(folder: Path) -> str:
 
 def _describe_success(run: StoredRun) -> Iterator[str]:
     """Yield a line about the last success, if the run itself is none."""
-    if run.is_success or (run.manifest.state == "running" and is_locked(run.folder)):
+    if run.is_success or _is_in_progress(run):
         return
     catalog = RunCatalog(run.folder.parent)
     last = next((each for each in catalog.earlier(run.manifest, run.folder) if each.is_success), None)
@@ -210,7 +212,7 @@ def _describe_success(run: StoredRun) -> Iterator[str]:
 
 def _describe_overdue(run: StoredRun) -> Iterator[str]:
     """Yield a line if the newest run is so old that another one should have started."""
-    if run.manifest.state == "running" and is_locked(run.folder):
+    if _is_in_progress(run):
         return
     catalog = RunCatalog(run.folder.parent, missing_ok=True)
     named = [each for each in catalog.named(run.manifest.name) if catalog.is_possible(each)]
@@ -232,7 +234,7 @@ def _next_steps(run: StoredRun) -> tuple[str, tuple[str, ...]]:
     resume = format_command("auditor resume", run.folder)
     if manifest.exit_reason is not None:
         sentence, commands = describe_next_steps(manifest, manifest.exit_reason.code, run.folder)
-    elif manifest.state == "running" and is_locked(run.folder):
+    elif _is_in_progress(run):
         return "wait for its end", ()
     elif manifest.is_success:
         return "nothing is to be done", ()

@@ -77,26 +77,25 @@ class AccountConnector(aiohttp.TCPConnector):
         self._last_request = req, args, options
         self._used += 1
         started = asyncio.get_running_loop().time()
+        limit: asyncio.Timeout | None = None
         try:
             connection = await super().connect(req, *args, **options)
-        except (aiohttp.ClientError, OSError) as error:
-            if (of_proxy := _proxy_error(error, req)) is None:
-                raise
-            raise of_proxy from None
-        if self._is_usable(connection):
-            return connection
-        # Without the limit, a server that sends first on all connections would be called forever.
-        async with asyncio.timeout_at(started + self._connect_timeout):
-            while True:
-                connection.close()
-                try:
+            if self._is_usable(connection):
+                return connection
+            # Without the limit, a server that sends first on all connections would be called forever.
+            async with asyncio.timeout_at(started + self._connect_timeout) as limit:
+                while True:
+                    connection.close()
                     connection = await super().connect(req, *args, **options)
-                except (aiohttp.ClientError, OSError) as error:
-                    if (of_proxy := _proxy_error(error, req)) is None:
-                        raise
-                    raise of_proxy from None
-                if self._is_usable(connection):
-                    return connection
+                    if self._is_usable(connection):
+                        return connection
+        except aiohttp.ClientSSLError:  # of the host that the proxy connects to
+            raise
+        except (aiohttp.ClientError, OSError) as error:
+            if req.proxy is None or (limit is not None and limit.expired()):
+                raise
+            place = f"{req.proxy.host_subcomponent}:{req.proxy.port}"
+            raise proxy_error(error, f"the proxy {place}", req.host) from None
 
     def limiter_of(self, connection: Connection) -> "ResponseLimiter | None":
         """Return what the responses on a connection pass through; None if it has closed."""
@@ -268,14 +267,6 @@ class ResponseLimiter(asyncio.Protocol):
     def resume_writing(self) -> None:
         """See ``asyncio.Protocol``."""
         self.handler.resume_writing()
-
-
-def _proxy_error(error: Exception, request: aiohttp.ClientRequest) -> Exception | None:
-    """Return the error of a proxy that gave no connection; None: there is no proxy, or it connected to the host."""
-    if request.proxy is None or isinstance(error, aiohttp.ClientSSLError):
-        return None
-    place = f"{request.proxy.host_subcomponent}:{request.proxy.port}"
-    return proxy_error(error, f"the proxy {place}", request.host)
 
 
 def _ignore(_data: bytes) -> None:
