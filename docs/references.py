@@ -225,8 +225,7 @@ This page describes each code. [Troubleshooting](troubleshooting.md) begins with
 
 These codes begin with `auditor.`: no response of the platform could be used. The request is retried, and the device fails after
 `max_attempts` requests. Before the first answer of an account, requests that get no connection (`auditor.DNS`, `auditor.Proxy`, `auditor.TLS`,
-`auditor.Unreachable`) are repeated until the account is stopped after `give_up_after` seconds, or ten minutes if
-it had answers before the run was resumed. They count against `max_calls`.
+`auditor.Unreachable`) are repeated until the account is stopped: [outages](quotas.md#outages) says when. They count against `max_calls`.
 """
 PLATFORM = """## Codes of the platform
 

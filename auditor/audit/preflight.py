@@ -12,7 +12,8 @@ from auditor.audit.permissions import find_missing_permissions
 from auditor.audit.silence import find_believed_run, read_devices_with_modules
 from auditor.concurrency import StopToken, run_in_abandonable_thread, run_in_thread
 from auditor.config.settings import Account, FleetSource, Settings
-from auditor.engine.account_session import AccountSession, Credentials, open_account, read_credentials
+from auditor.engine.account_session import AccountSession, open_account
+from auditor.engine.credentials import Credentials, read_credentials
 from auditor.engine.limiters import check_quota_sharing
 from auditor.engine.open_files import reserve_open_files
 from auditor.errors import AccountStoppedError

@@ -11,7 +11,7 @@ from auditor.audit.session import AuditSession
 from auditor.audit.setup import create_run
 from auditor.concurrency import StopToken, TimeLimit, run_cancellable, run_in_thread
 from auditor.config.settings import Settings
-from auditor.engine.account_session import Credentials, read_credentials
+from auditor.engine.credentials import Credentials, read_credentials
 from auditor.engine.limiters import check_quota_sharing
 from auditor.engine.open_files import reserve_open_files
 from auditor.engine.progress import AuditResult, ProgressCallback

@@ -15,6 +15,7 @@ import anyio
 from auditor.audit.deadline import Deadline
 from auditor.audit.device_source import DeviceSource
 from auditor.audit.finalize import conclude_unsealed, correct_times, describe_errors, seal_and_verify
+from auditor.audit.silence import find_known_devices
 from auditor.bulk.detail_reader import DETAILS_FOLDER, DetailReader
 from auditor.concurrency import (
     RunningClock,
@@ -22,12 +23,14 @@ from auditor.concurrency import (
     TimeLimit,
     background_tasks,
     repeat,
+    run_in_abandonable_thread,
     run_in_thread,
     unwrapping_task_group,
 )
 from auditor.config.settings import Settings
-from auditor.engine.account_session import AccountSession, Credentials, open_accounts
+from auditor.engine.account_session import AccountSession, open_accounts
 from auditor.engine.allocation import CallBudget, concurrency_per_account
+from auditor.engine.credentials import Credentials
 from auditor.engine.device_reader import never_activated_result
 from auditor.engine.monitor import HealthMonitor, watch_clock
 from auditor.engine.progress import AuditResult, Progress, ProgressCallback, ProgressReporter
@@ -37,7 +40,7 @@ from auditor.engine.worker_pool import discard, run_workers
 from auditor.errors import AuditInterruptedError, AuditorError, AuditStoppedError, FleetError, RunNotWritableError
 from auditor.fleet.table import read_never_activated, read_snapshot
 from auditor.log import log
-from auditor.models import Device, Outcome
+from auditor.models import Device, KnownDevice, Outcome
 from auditor.releases.collector import ReleaseCollector
 from auditor.runs.folder import FAILURES, RESULTS
 from auditor.runs.journal import DiskReserve, Journal
@@ -94,6 +97,7 @@ class AuditSession:
         self._accounts: list[AccountSession] = []
         self._state = RunState(self._folder, prepared.manifest, self._journal, self._accounts)
         self._source = DeviceSource(settings, prepared, self._state)
+        self._is_timed = time_limit.is_set
         self._deadline = Deadline(time_limit, stop, prepared.manifest.fleet.devices)
         self._reporter = ProgressReporter(on_progress)
         self._clock = RunningClock()
@@ -168,13 +172,14 @@ class AuditSession:
                 stack.enter_context(self._journal)
                 stack.enter_context(self._sent_requests)
                 self._reserve.allocate()
-                workers, probe_devices = concurrency_per_account(self._settings), self._prepared.successful_devices
+                known_devices = await self._find_known_devices()
                 self._accounts += await open_accounts(
                     stack,
                     self._settings,
                     self._credentials,
-                    workers,
-                    probe_devices,
+                    concurrency_per_account(self._settings),
+                    known_devices,
+                    is_timed=self._is_timed,
                     priority=self._priority,
                     clock=self._clock,
                     sent_requests=self._sent_requests,
@@ -190,6 +195,15 @@ class AuditSession:
             await self._source.finish()
         except RunNotWritableError as error:
             self._errors.append(error)
+
+    async def _find_known_devices(self) -> dict[str, KnownDevice]:
+        """Return a device of each account that answered before: in this run, or else, if it is timed, in another."""
+        devices = dict(self._prepared.known_devices)
+        others = [account.name for account in self._settings.account if account.name not in devices]
+        if self._is_timed and others:
+            manifest = self._prepared.manifest
+            devices |= await run_in_abandonable_thread(find_known_devices, self._folder, manifest, others)
+        return devices
 
     def _tickers(self) -> Iterator[Callable[[], Coroutine[Any, Any, None]]]:
         """Yield what runs in the background while devices are queried."""
@@ -237,8 +251,10 @@ class AuditSession:
                 await self._query_devices(session, devices.path)
                 if devices.retry_error is not None:
                     raise devices.retry_error
-            if not self._stop.interrupted:
+            if self._stop.reason is None:
                 await session.require_reached()
+            elif not self._stop.interrupted:
+                session.require_working()
         except AuditStoppedError as error:
             self._errors.append(error)
             session.finish(error)

@@ -4,14 +4,14 @@ A wrong region or instance id gives no error: the platform answers that a produc
 nothing was reported, for every device. Such answers are not a result, and the next run must not carry them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from auditor.errors import RunFolderError
-from auditor.models import Device
+from auditor.models import Device, KnownDevice
 from auditor.runs.folder import DEVICES, RunCatalog
 from auditor.runs.manifest import Manifest, SilentAccount
 from auditor.runs.views import QUERIED
@@ -59,6 +59,14 @@ _EARLIER_RESULTS = f"""
     iot_id IN (SELECT iot_id FROM silent WHERE iot_id IS NOT NULL)
     OR (product_key, device_name) IN (SELECT (product_key, device_name) FROM silent WHERE device_name IS NOT NULL))"""
 """Number of results that an earlier run has of the devices without modules, and how many of these have modules."""
+
+
+_DEVICE_OF_EACH_ACCOUNT = """
+  SELECT account, any_value(d).product_key, any_value(d).device_name, any_value(d).iot_id
+  FROM (SELECT account, {{'product_key': product_key, 'device_name': device_name, 'iot_id': iot_id}} AS d
+    FROM {devices} WHERE status = 'ok' AND account IN (SELECT unnest($1::VARCHAR[])))
+  GROUP BY account"""
+"""A device with modules of each account in a list."""
 
 
 def find_silent_accounts(folder: Path, manifest: Manifest) -> tuple[SilentAccount, ...]:
@@ -116,6 +124,20 @@ def find_believed_run(directory: Path, name: str, account: str) -> Path | None:
     runs = RunCatalog(directory, missing_ok=True).named(name)
     sealed = (run for run in runs if run.ended and run.sealed and account not in run.manifest.silent_accounts)
     return next((run.folder for run in sealed), None)
+
+
+def find_known_devices(folder: Path, manifest: Manifest, accounts: Iterable[str]) -> dict[str, KnownDevice]:
+    """Return a device that reported modules in an earlier run, for each account that has one."""
+    found: dict[str, KnownDevice] = {}
+    names = list(accounts)
+    for run in islice(RunCatalog(folder.resolve().parent).earlier(manifest, folder), MAX_EARLIER_RUNS):
+        missing = [name for name in names if name not in found and name not in run.manifest.silent_accounts]
+        if missing and run.sealed:
+            query = _DEVICE_OF_EACH_ACCOUNT.format(devices=parquet(run.folder / DEVICES))
+            with suppress(RunFolderError), borrow_database() as database, translate_read_errors(run.folder):
+                devices = (Device(*row) for row in database.execute(query, [missing]).fetchall())
+                found |= {device.account: KnownDevice(device, in_this_run=False) for device in devices}
+    return found
 
 
 def read_devices_with_modules(run: Path, account: str) -> list[Device]:

@@ -10,8 +10,9 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from auditor.concurrency import RunningClock, StopToken, run_in_abandonable_thread, run_in_thread, unwrapping_task_group
 from auditor.config.settings import Account, Settings
-from auditor.engine.account_session import AccountSession, open_accounts, read_credentials
+from auditor.engine.account_session import AccountSession, open_accounts
 from auditor.engine.allocation import concurrency_per_account
+from auditor.engine.credentials import read_credentials
 from auditor.engine.device_reader import never_activated_result
 from auditor.engine.monitor import watch_clock
 from auditor.engine.open_files import reserve_open_files

@@ -20,8 +20,9 @@ from auditor.client.operations import QUERY_DEVICE_BY_SQL
 from auditor.client.parsers import parse_device_count
 from auditor.concurrency import StopToken, run_in_abandonable_thread
 from auditor.config.settings import Settings
-from auditor.engine.account_session import AccountSession, open_accounts, read_credentials
+from auditor.engine.account_session import AccountSession, open_accounts
 from auditor.engine.allocation import concurrency_per_account
+from auditor.engine.credentials import read_credentials
 from auditor.engine.limiters import check_quota_sharing
 from auditor.engine.worker_pool import discard, run_workers
 from auditor.errors import AccountStoppedError, InconsistentResponseError, PlatformError, UsageError

@@ -115,6 +115,8 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
         table_zone(manifest, local_time=local_time),
     )
     yield f"result: {safe(manifest.describe_exit() or _describe_unfinished(run))}"
+    problem = "problem before it was killed" if was_killed(run.folder, manifest) else "problem"
+    yield from (f"{problem}: {safe(each)}" for each in manifest.problems[:MAX_ACCOUNTS])
     label = "killed" if was_killed(run.folder, manifest) else None
     yield f"devices: {describe_coverage(manifest, manifest.devices, label=label)}"
     reason = manifest.exit_reason
@@ -179,23 +181,26 @@ def _describe_end(run: StoredRun) -> str:
 def _describe_unfinished(run: StoredRun) -> str:
     manifest = run.manifest
     answered = manifest.fleet.devices - manifest.devices.unanswered
-    progress = f"{answered:,} of {format_count(manifest.fleet.devices, 'device')} have an answer"
+    have = "has" if manifest.fleet.devices == 1 else "have"
+    progress = f"{answered:,} of {format_count(manifest.fleet.devices, 'device')} {have} an answer"
     if manifest.state != "running":
         return f"{manifest.state}{'' if manifest.error is None else f': {manifest.error}'}; {progress}"
     if not _is_in_progress(run):
         return f"killed before its end; {progress}"
-    return f"in progress; {progress}{_describe_silence(run.folder)}"
+    return f"in progress; {progress}{_describe_silence(run)}"
 
 
-def _describe_silence(folder: Path) -> str:
+def _describe_silence(run: StoredRun) -> str:
     """Return for how long an audit in progress has recorded nothing, such as during an outage; empty: a short time."""
     recorded_at = []
-    for place, _, names in os.walk(folder):  # what is gone since is left out
+    for place, _, names in os.walk(run.folder):  # what is gone since is left out
         for name in {*names} - _WRITTEN_WITHOUT_ANSWERS:
             with contextlib.suppress(OSError):
                 recorded_at.append(Path(place, name).lstat().st_mtime)
     seconds = time.time() - max(recorded_at, default=math.inf)
-    return f"; nothing recorded for {format_elapsed(seconds)}: see its log" if seconds >= MIN_SILENCE else ""
+    if seconds < MIN_SILENCE:
+        return ""
+    return f"; nothing recorded for {format_elapsed(seconds)}{'' if run.manifest.problems else ': see its log'}"
 
 
 def _describe_success(run: StoredRun) -> Iterator[str]:

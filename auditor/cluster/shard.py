@@ -29,7 +29,7 @@ from auditor.cluster.records import (
 )
 from auditor.concurrency import StopToken, TimeLimit, background_tasks, run_in_thread
 from auditor.config.settings import Settings
-from auditor.engine.account_session import Credentials
+from auditor.engine.credentials import Credentials
 from auditor.engine.progress import AuditResult, ProgressCallback
 from auditor.errors import AuditorError, ExitReasonCode, ObjectStoreError, SettingsError
 from auditor.fleet.snapshot import write_empty_snapshot

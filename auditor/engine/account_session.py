@@ -1,7 +1,6 @@
-"""One account during an audit: its credentials, connections, rate limiters, retries and circuit breaker.
+"""One account during an audit: its connections, rate limiters, retries and circuit breaker.
 
-``read_credentials`` reads the credentials of all accounts, ``open_account`` opens one ``AccountSession``, and
-``open_accounts`` opens all of them.
+``open_account`` opens one ``AccountSession``, and ``open_accounts`` opens all of them.
 """
 
 import math
@@ -10,13 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import anyio
 
 from auditor import __about__
 from auditor.client.client import ApiClient
-from auditor.client.connector import ssl_context
 from auditor.client.operations import (
     LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
     OPTIONAL_OPERATIONS,
@@ -26,11 +23,8 @@ from auditor.client.operations import (
 from auditor.client.responses import ApiResponse
 from auditor.client.transport import FAST_TRANSPORT_RATE, Endpoint
 from auditor.concurrency import RunningClock, unwrapping_task_group
-from auditor.config.credentials import quota_identity, read_access_key
-from auditor.config.proxy import Proxy, resolve_proxy
-from auditor.config.secrets import read_secret
-from auditor.config.settings import Account, Settings, SharedQuotaSettings
-from auditor.config.validation import check_distinct_quotas
+from auditor.config.settings import Account, Settings
+from auditor.engine.credentials import Credentials
 from auditor.engine.device_reader import AnswerTrust, fetch_device, keep_modules
 from auditor.engine.key_renewal import KeyRenewal
 from auditor.engine.limiters import AccountLimiters
@@ -41,16 +35,16 @@ from auditor.errors import (
     AccountDeniedError,
     AccountStoppedError,
     AuditStoppedError,
-    CredentialsError,
     DeviceDeniedError,
     InvalidRequestError,
     OperationDeniedError,
     OperationUnavailableError,
 )
 from auditor.log import log
-from auditor.models import AccessKey, CallResult, Device, DeviceFailure, Outcome, Secret
-from auditor.resilience.circuit_breaker import CircuitBreaker
+from auditor.models import AccessKey, CallResult, Device, DeviceFailure, KnownDevice, Outcome, Secret
+from auditor.resilience.circuit_breaker import MAX_FAILING_SECONDS, CircuitBreaker
 from auditor.resilience.retry import Backoff, PausedTasks, RequestStats, RetryingCaller
+from auditor.text.formatting import format_elapsed
 
 MIN_PREWARM_INTERVAL, MAX_PREWARM_INTERVAL = 0.05, 30.0
 """Seconds between two checks for missing connections; doubled up to the maximum while none can be opened."""
@@ -69,18 +63,6 @@ MAX_HOLD = 0.5
 
 CONNECTION_HEADROOM = 1.5
 """Number of connections that are kept open, as a multiple of the number that is needed on average."""
-
-
-class Credentials(NamedTuple):
-    """How to authenticate as an account, and at the Redis server through which quotas are shared, if there is one.
-
-    ``key`` is None if it cannot be obtained yet; ``identity`` is what processes that share the quota have in common.
-    """
-
-    key: AccessKey | None
-    identity: str
-    proxy: Proxy | None = None
-    redis_password: Secret | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +88,7 @@ class AccountSession:
     stopped.
     ``states_progress``: for how many devices, of how many, the state is known.
     ``clock`` counts the seconds in which the process ran, and ``sent_requests`` the requests of the run, if it has a
-    folder.
+    folder. A timed audit waits for an account with a ``known_device`` until its end.
 
     Methods that send requests raise AccountStoppedError if the account is denied, or was never reached.
     """
@@ -120,7 +102,8 @@ class AccountSession:
         *,
         workers: int,
         key_renewal: KeyRenewal | None = None,
-        probe_device: Device | None = None,
+        known_device: KnownDevice | None = None,
+        is_timed: bool = False,
         clock: RunningClock | None = None,
         sent_requests: SentRequests | None = None,
     ) -> None:
@@ -134,10 +117,16 @@ class AccountSession:
         self._send = self.slow_devices.watch_requests(client.call if key_renewal is None else key_renewal.call)
         self._key_renewal = key_renewal
         self._clock, self._sent_requests = clock or RunningClock(), sent_requests
+        # The end of a timed audit is when it gives up. An account that never worked may be misconfigured.
+        max_failing_seconds = math.inf if is_timed else MAX_FAILING_SECONDS
+        worked_before = known_device is not None and known_device.in_this_run
+        patient = known_device is not None and (is_timed or worked_before)
         self._breaker = CircuitBreaker(
             account.name,
-            give_up_after=settings.give_up_after,
-            worked_before=probe_device is not None,
+            give_up_after=max_failing_seconds if patient else settings.give_up_after,
+            max_failing_seconds=max_failing_seconds,
+            is_known=known_device is not None,
+            worked_before=worked_before,
             clock=self._clock,
         )
         give_up_after = min(settings.give_up_after, MAX_OPTIONAL_SECONDS)
@@ -147,7 +136,7 @@ class AccountSession:
         }
         self._callers: dict[str, RetryingCaller] = {}
         self.paused = PausedTasks()
-        probe = None if probe_device is None else partial(self._probe, probe_device)
+        probe = None if known_device is None else partial(self._probe, known_device.device)
         self._caller = self._caller_for(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, probe)
         self._logged_offset = 0.0
         self._trust, self._logged_mismatch = AnswerTrust(self._wait_for_a_request), False
@@ -275,6 +264,18 @@ class AccountSession:
         if (error := self.unreached_error) is not None:
             raise error
 
+    def require_working(self) -> None:
+        """Check at a deadline that the account works: results carried for the rest of its devices would hide an outage.
+
+        Nothing is sent, since no time is left.
+        """
+        if self._breaker.has_succeeded and self.is_unhealthy:
+            failing = f"no usable answer for the last {format_elapsed(self._breaker.failing_seconds)} of the audit"
+            sentence = f"{failing}; last error: {self._breaker.last_error}"
+            raise AccountStoppedError(self.name, sentence, reason_code="unreachable_account")
+        if (error := self.unreached_error) is not None:
+            raise error
+
     def finish(self, error: AuditStoppedError | None = None) -> None:
         """Record that the account is queried no more, and the error that stopped it."""
         self.finished, self.stopped = True, None if error is None else str(error)
@@ -341,7 +342,7 @@ class AccountSession:
 
     @property
     def is_unhealthy(self) -> bool:
-        """Whether the circuit is open: the account worked before, and now every request fails."""
+        """Whether the circuit is open: the account worked before, in this run or an earlier one, and now it fails."""
         return self._breaker.is_open
 
     @property
@@ -392,48 +393,22 @@ class AccountSession:
         )
 
 
-def read_credentials(settings: Settings) -> list[Credentials]:
-    """Read the credentials of all accounts, in their order, and check their ``ca_file``; may block: use a thread.
-
-    Accounts are read one after the other, so that two password commands never prompt at the same time.
-
-    Raises:
-        SettingsError: a credential is missing or cannot be used, or two accounts have the same quota.
-    """
-    sharing = settings.quota_sharing
-    password = sharing.password if isinstance(sharing, SharedQuotaSettings) else None
-    redis_password = None if password is None else read_secret(password, account=None, key="quota_sharing: password")
-    credentials = [_read_account_credentials(account, redis_password) for account in settings.account]
-    pairs = zip(settings.account, credentials, strict=True)
-    check_distinct_quotas((f'account "{account.name}"', account, own.identity) for account, own in pairs)
-    return credentials
-
-
-def _read_account_credentials(account: Account, redis_password: Secret | None) -> Credentials:
-    if account.ca_file is not None:
-        ssl_context(account.ca_file)
-    try:
-        key = read_access_key(account)
-    except CredentialsError:  # of this account alone: its first request tries again, and stops it
-        key = None
-    return Credentials(key, quota_identity(account, key), resolve_proxy(account), redis_password)
-
-
 @asynccontextmanager
 async def open_account(
     settings: Settings,
     account: Account,
     credentials: Credentials,
     workers: int,
-    probe_device: Device | None = None,
+    known_device: KnownDevice | None = None,
     *,
+    is_timed: bool = False,
     priority: bool = False,
     clock: RunningClock | None = None,
     sent_requests: SentRequests | None = None,
 ) -> AsyncIterator[AccountSession]:
     """Open one account, for up to ``workers`` requests in flight; raise SettingsError if its quota cannot be shared.
 
-    The account has answered about ``probe_device`` before. With ``priority`` it precedes others that share its quota.
+    ``is_timed``: the audit has a time limit. With ``priority`` it precedes others that share its quota.
     """
     endpoint = Endpoint(
         url=account.endpoint,
@@ -460,7 +435,8 @@ async def open_account(
             limiters,
             workers=workers,
             key_renewal=renewal,
-            probe_device=probe_device,
+            known_device=known_device,
+            is_timed=is_timed,
             clock=clock,
             sent_requests=sent_requests,
         )
@@ -471,8 +447,9 @@ async def open_accounts(
     settings: Settings,
     credentials: Iterable[Credentials],
     workers: Iterable[int],
-    probe_devices: Mapping[str, Device] | None = None,
+    known_devices: Mapping[str, KnownDevice] | None = None,
     *,
+    is_timed: bool = False,
     priority: bool = False,
     clock: RunningClock | None = None,
     sent_requests: SentRequests | None = None,
@@ -481,9 +458,16 @@ async def open_accounts(
     opened: dict[str, AccountSession] = {}
 
     async def enter(account: Account, own: Credentials, limit: int) -> None:
-        probe_device = (probe_devices or {}).get(account.name)
         context = open_account(
-            settings, account, own, limit, probe_device, priority=priority, clock=clock, sent_requests=sent_requests
+            settings,
+            account,
+            own,
+            limit,
+            (known_devices or {}).get(account.name),
+            is_timed=is_timed,
+            priority=priority,
+            clock=clock,
+            sent_requests=sent_requests,
         )
         opened[account.name] = await stack.enter_async_context(context)
 

@@ -26,6 +26,7 @@ from auditor.runs.selection_info import (
     RequestCounts,
     SelectionInfo,
 )
+from auditor.text.formatting import escape_undecodable
 
 
 class RunState:
@@ -54,12 +55,15 @@ class RunState:
             requests=requests,
             rate=self._rate(achieved),
             mismatched=self._mismatched(),
+            problems=(),
         )
 
     async def persist(self) -> None:
         """Write the current manifest to ``run.json``; raise RunNotWritableError if that fails."""
         # Computed in the thread: a manifest that was computed before the wait for the disk could be outdated.
-        await self._journal.run_disk_work(lambda: write_manifest(self._folder, self.manifest()))
+        await self._journal.run_disk_work(
+            lambda: write_manifest(self._folder, replace(self.manifest(), problems=self._problems()))
+        )
 
     def record_fleet(self, fleet: FleetInfo, discovery: tuple[DiscoveryInfo, ...]) -> None:
         """Record a fleet to which discovered devices were added."""
@@ -170,6 +174,10 @@ class RunState:
     def _device_counts(self) -> DeviceCounts:
         counts = {status: devices + self._carried[status] for status, devices in self._journal.counts.items()}
         return DeviceCounts(**counts, pending=self._recorded.fleet.devices - sum(counts.values()))
+
+    def _problems(self) -> tuple[str, ...]:
+        problems = (session.problem for session in self._accounts if not session.finished)
+        return tuple(escape_undecodable(problem) for problem in problems if problem is not None)
 
     def _mismatched(self) -> tuple[MismatchedAccount, ...]:
         counts = Counter({each.account: each.answers for each in self._recorded.mismatched})

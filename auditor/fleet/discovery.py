@@ -24,8 +24,9 @@ from auditor.concurrency import (
 )
 from auditor.config.serialization import settings_to_dict
 from auditor.config.settings import Account, FleetSource, Settings
-from auditor.engine.account_session import AccountSession, open_accounts, read_credentials
+from auditor.engine.account_session import AccountSession, open_accounts
 from auditor.engine.allocation import concurrency_per_account
+from auditor.engine.credentials import read_credentials
 from auditor.engine.limiters import check_quota_sharing
 from auditor.engine.monitor import watch_clock
 from auditor.engine.open_files import reserve_open_files

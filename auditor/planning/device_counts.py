@@ -15,7 +15,8 @@ from auditor.client.operations import QUERY_DEVICE
 from auditor.client.parsers import parse_devices
 from auditor.concurrency import StopToken, run_in_abandonable_thread
 from auditor.config.settings import Account, FleetSource, Patterns, Settings
-from auditor.engine.account_session import AccountSession, open_account, read_credentials
+from auditor.engine.account_session import AccountSession, open_account
+from auditor.engine.credentials import read_credentials
 from auditor.engine.limiters import check_quota_sharing
 from auditor.errors import AccountStoppedError, NotFoundError, PlatformError, SettingsError
 from auditor.fleet.crawler import count_devices, fetch_page

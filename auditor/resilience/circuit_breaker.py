@@ -2,7 +2,7 @@
 
 Closed: requests are sent. Open: nothing but failures for some time, so requests pause and no retry is used up.
 Half-open: one probe at a time is sent, at increasing intervals. The first success closes the circuit; after
-``MAX_FAILING_SECONDS`` the account is stopped. ``RetryingCaller`` does the pausing and probing.
+``max_failing_seconds`` the account is stopped. ``RetryingCaller`` does the pausing and probing.
 """
 
 import time
@@ -26,6 +26,9 @@ MAX_FAILING_SECONDS = 600.0
 OPEN_AFTER_FAILURES, OPEN_AFTER_SECONDS = 10, 2.0
 """The circuit opens after so many failures in a row and so many seconds without a success."""
 
+OPEN_BEFORE_SUCCESS_AFTER = 4
+"""The same failures before the first success: three of one request, and one of a probe about another device."""
+
 EXHAUSTED_SECONDS = 0.5
 """The same seconds when the retry budget is exhausted: responses in flight may still be successes."""
 
@@ -45,13 +48,18 @@ class CircuitBreaker:
     Args:
         account: its name, for errors.
         give_up_after: seconds without a usable response until an account that has never succeeded is stopped.
-        worked_before: whether the account succeeded in an earlier audit session of the run. Failures are then
-            attributed to devices first, and not to the account.
+        max_failing_seconds: seconds without a usable response until one that has succeeded is stopped.
+        is_known: see the attribute.
+        worked_before: whether it succeeded in an earlier audit session of this run. A denial is then attributed to the
+            device, and not to the account.
 
     Attributes:
         has_succeeded: whether the account has given a usable response. Until then one request is sent at a time, so an
             invalid key costs one call.
-        is_open: whether an account that has worked fails for every request. The next success closes the circuit.
+        is_open: whether an account that has worked, or is known, fails for every request. The next success closes the
+            circuit.
+        is_known: whether the account succeeded earlier, in this run or another one. The circuit can then open before
+            the first success, so an outage at the start uses up no attempts.
         last_error: the last error without a usable response.
         denial: the error that stopped the account because it is denied.
     """
@@ -61,6 +69,8 @@ class CircuitBreaker:
         account: str,
         *,
         give_up_after: float,
+        max_failing_seconds: float = MAX_FAILING_SECONDS,
+        is_known: bool = False,
         worked_before: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -68,11 +78,11 @@ class CircuitBreaker:
         self.last_error: PlatformError | None = None
         self.denial: AccountDeniedError | None = None
         self._account = account
-        self._worked_before = worked_before
-        self._give_up_after = MAX_FAILING_SECONDS if worked_before else give_up_after
+        self.is_known, self._worked_before = is_known, worked_before
+        self._give_up_after, self._max_failing_seconds = give_up_after, max_failing_seconds
         self._clock = clock
         self._failing_since: float | None = None
-        self._succeeded_at = 0.0
+        self._succeeded_at = clock()  # before the first success: the start
         self._failures_in_a_row = self._denied_devices = 0
         self._opened_at = self._open_seconds = 0.0
         self._stopped: tuple[str, ExitReasonCode] | None = None
@@ -125,11 +135,17 @@ class CircuitBreaker:
         """Seconds since an arbitrary moment in which the circuit was closed."""
         return (self._opened_at if self.is_open else self._clock()) - self._open_seconds
 
+    @property
+    def failing_seconds(self) -> float:
+        """Seconds since the first failure after the last success; 0 if there is none."""
+        return 0.0 if self._failing_since is None else self._clock() - self._failing_since
+
     def _open_if_failing(self, seconds: float) -> None:
-        if self.is_open or not self.has_succeeded or self._failures_in_a_row < OPEN_AFTER_FAILURES:
+        if self.is_open or not (self.has_succeeded or self.is_known):
             return
+        required = OPEN_AFTER_FAILURES if self.has_succeeded else OPEN_BEFORE_SUCCESS_AFTER
         now = self._clock()
-        if now - self._succeeded_at >= seconds:
+        if self._failures_in_a_row >= required and now - self._succeeded_at >= seconds:
             self.is_open, self._opened_at = True, now
 
     def _stop(self, reason: str, reason_code: ExitReasonCode = "refused_account") -> NoReturn:
@@ -140,7 +156,7 @@ class CircuitBreaker:
         now = self._clock()
         if self._failing_since is None:
             self._failing_since = now
-        timeout = MAX_FAILING_SECONDS if self.has_succeeded else self._give_up_after
+        timeout = self._max_failing_seconds if self.has_succeeded else self._give_up_after
         if now - self._failing_since >= timeout:
             setting = "proxy" if error.code == PROXY else "endpoint"
             advice = "" if self.has_succeeded or isinstance(error, ThrottledError) else f"; check its {setting}"

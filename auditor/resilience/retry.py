@@ -164,7 +164,8 @@ class RetryingCaller:
 
     A failure uses up an attempt of its request only while other requests succeed. If all requests fail for some time,
     the circuit opens: all requests wait, and one that succeeded before is sent as a probe until it succeeds again.
-    Before the first success, requests without a connection use up none either: the breaker stops the account.
+    Before the first success, requests without a connection use up none either, nor does any of an account that is known
+    to work: the breaker stops the account.
     While only those for one product fail, each of them has one attempt. A failure while this process stood still says
     nothing about the platform: the request is sent again, and nothing is recorded.
 
@@ -288,9 +289,10 @@ class RetryingCaller:
     def _uses_attempt(self, error: TransientError, product: str | None) -> bool:
         """Record a failure of a product; return whether it uses up an attempt.
 
-        Before the first success of the account, a failed connection says nothing about a request or its product.
+        Before the first success of the account, a failed connection says nothing about a request or its product. If the
+        account is known to work, no failure does: it is probed, and its circuit opens or the probe succeeds.
         """
-        if error.code in NO_CONNECTION_CODES and not self._breaker.has_succeeded:
+        if not self._breaker.has_succeeded and (self._breaker.is_known or error.code in NO_CONNECTION_CODES):
             return False
         self.failing_products.record_failure(product)
         return True

@@ -16,7 +16,7 @@ from typing import Self
 
 from auditor.errors import AuditorError, RunFolderError, RunNotWritableError
 from auditor.log import log
-from auditor.models import Device
+from auditor.models import KnownDevice
 from auditor.runs.folder import FAILURES, FLEET, FOLDER_NAME, RESULTS
 from auditor.runs.manifest import Manifest, read_manifest
 from auditor.runs.selection_info import RequestCounts
@@ -386,14 +386,14 @@ class PreparedRun:
     Attributes:
         lock: keeps other processes from writing the folder; to be released.
         devices: the devices to query: a Parquet file like the fleet's.
-        successful_devices: a device that an earlier audit session queried with success, by account.
+        known_devices: a device that each account answered about before, by the account's name.
     """
 
     folder: Path
     lock: RunLock
     manifest: Manifest
     devices: Path
-    successful_devices: Mapping[str, Device] = field(default_factory=dict)
+    known_devices: Mapping[str, KnownDevice] = field(default_factory=dict)
     resumed: bool = False
 
     def discovery_requests(self, account: str) -> RequestCounts:

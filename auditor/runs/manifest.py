@@ -299,8 +299,7 @@ class Manifest:
         settings: settings of the run: where the keys are stored, never a secret. Nothing acts on them. null: unknown.
         settings_sha256: SHA-256 of ``settings``, under which the user who ran it remembers them; null: unknown.
         settings_file: file that the settings were loaded from; null: unknown.
-        clock_offset: seconds that were added to this machine's clock, because the platform's responses agreed that it
-            was wrong; null: none.
+        clock_offset: seconds added to this machine's clock, which is wrong by the platform's responses; null: none.
         never_activated: empty devices that were never activated, as the platform reports.
         discovery: discovery of each account whose fleet the platform lists.
         selection: selection of the devices to query; null: the complete fleet.
@@ -318,6 +317,7 @@ class Manifest:
         changes: changes since the previous run; null: there is none, or the run does not cover the fleet.
         releases: released firmware, as it was read of each account.
         modules: the only modules that the run read of its devices; null: all. A device that reports others is empty.
+        problems: while it is running, why accounts have no answers now; empty when it has ended.
         schema_version: version of this contract.
     """
 
@@ -355,6 +355,7 @@ class Manifest:
     changes: ChangesInfo | None = None
     releases: tuple[ReleasesInfo, ...] = ()
     modules: ReadModules | None = None
+    problems: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def __repr__(self) -> str:

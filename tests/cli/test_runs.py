@@ -126,7 +126,7 @@ def test_status_of_a_killed_run_names_the_last_success(directory: Path, capsys: 
     running(folder, [named(0)], [])
     edit_manifest(folder, lambda manifest: replace(manifest, started_at="2026-11-26T02:00:00.000Z"))
     lines, _ = auditor(capsys, "status", "audits")
-    assert "result: killed before its end; 0 of 1 device have an answer" in lines
+    assert "result: killed before its end; 0 of 1 device has an answer" in lines
     assert lines[-2:] == [
         "next: continue the run; the next run with --resume does, too", f"  auditor resume audits/{folder.name}",
     ]  # fmt: skip
@@ -160,18 +160,24 @@ def test_status_says_that_a_run_in_progress_records_nothing(
     running(folder, [named(0)], [])
     status = ("status", f"audits/{folder.name}")
     with RunLock(folder):
-        assert "result: in progress; 0 of 1 device have an answer" in auditor(capsys, *status)[0]
+        assert "result: in progress; 0 of 1 device has an answer" in auditor(capsys, *status)[0]
         for path in folder.iterdir():
             os.utime(path, (time.time() - 400,) * 2)
         (folder / MANIFEST).touch()
-        line = "result: in progress; 0 of 1 device have an answer; nothing recorded for 6 min: see its log"
+        line = "result: in progress; 0 of 1 device has an answer; nothing recorded for 6 min: see its log"
         assert line in auditor(capsys, *status)[0]
+        problem = 'account "eu": no usable answer; last error: auditor.Unreachable: \x1b[31m refused'
+        edit_manifest(folder, lambda manifest: replace(manifest, problems=(problem,)))
+        lines = auditor(capsys, *status)[0]
+        assert line.removesuffix(": see its log") in lines, "the reason is below it"
+        assert "problem: " + problem.replace("\x1b", "\\x1b") in lines
+        edit_manifest(folder, lambda manifest: replace(manifest, problems=()))
         edit_manifest(folder, lambda manifest: replace(manifest, discovery=(DiscoveryInfo("eu", "pending"),)))
         assert "lists: eu: its devices are being listed" in auditor(capsys, *status)[0]
         states = folder / ".selection" / "0" / "states.jsonl"
         states.parent.mkdir(parents=True)
         states.touch()
-        assert "result: in progress; 0 of 1 device have an answer" in auditor(capsys, *status)[0]
+        assert "result: in progress; 0 of 1 device has an answer" in auditor(capsys, *status)[0]
 
 
 def test_a_killed_run_has_the_devices_of_its_files_and_is_called_killed(

@@ -24,7 +24,8 @@ import pytest
 import auditor
 from auditor.client import transport
 from auditor.engine import account_session
-from auditor.engine.account_session import AccountSession, open_account, read_credentials
+from auditor.engine.account_session import AccountSession, open_account
+from auditor.engine.credentials import read_credentials
 from auditor.engine.device_reader import MAX_READINGS
 from auditor.models import Device, DeviceFailure, DeviceResult, Outcome
 from auditor.query.warnings import completeness_warnings

@@ -85,7 +85,7 @@ def test_the_keys_are_those_of_the_contract_and_start_with_schema_version(tmp_pa
         *("devices", "requests", "rate", "planned", "failures", "error", "files", "resumed_at", "settings"),
         *("settings_sha256", "settings_file", "clock_offset", "silent", "mismatched"),
         *("never_activated", "discovery", "selection", "carried", "unsampled", "oldest_answer_at"),
-        *("max_failed", "exit_code", "exit_reason", "trial", "changes", "releases", "modules"),
+        *("max_failed", "exit_code", "exit_reason", "trial", "changes", "releases", "modules", "problems"),
     }
     assert list(table["devices"]) == ["ok", "empty", "not_found", "failed", "pending"]
     fleet = ["source", "devices", "duplicates", "sha256", "limit", "excluded_accounts"]

@@ -1,0 +1,138 @@
+"""Timed audits wait for a platform that is down, until their end; and an outage that lasts longer is not hidden."""
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+import auditor
+from auditor.resilience import circuit_breaker, retry
+from auditor.resilience.retry import Backoff
+from auditor.runs.manifest import read_manifest
+from auditor.simulator.faults import FaultKind
+from auditor.simulator.quotas import SimulatedAccount
+from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
+from auditor.simulator.world import World
+from tests.integration.test_audit import account_table, assert_matches, settings_for
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("short_delays")]
+
+WORLD = World(120, seed=3, large=0)
+GIVE_UP_AFTER = 0.5
+
+
+@pytest.fixture
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts are used up in tenths of a second, and an account that was answered is stopped after a second."""
+    monkeypatch.setattr(circuit_breaker, "OPEN_AFTER_SECONDS", 0.1)
+    monkeypatch.setattr("auditor.engine.account_session.MAX_FAILING_SECONDS", 1.0)
+    monkeypatch.setattr(retry, "PROBE_BACKOFF", Backoff(initial_delay=0.1, max_delay=0.2))
+    monkeypatch.setattr(Backoff, "delay", lambda _self, _failures, draw: 0.1 * draw)
+
+
+def simulator(port: int = 0) -> Simulator:
+    account = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, 300.0)
+    return Simulator(WORLD, accounts=[account], latency=(0.0, 0.02), port=port)
+
+
+def nightly_settings(folder: Path, platform: Simulator, **account: object) -> auditor.Settings:
+    WORLD.write_fleet(folder / "fleet.csv")
+    table = account_table(platform.endpoint, folder, calls_per_second=300.0, **account)
+    return settings_for(folder, table, max_attempts=6, timeout=0.3, concurrency=8, give_up_after=GIVE_UP_AFTER)
+
+
+async def end_outage(platform: Simulator, seconds: float) -> None:
+    await anyio.sleep(seconds)
+    platform.outage = None
+
+
+def newest_manifest(folder: Path) -> auditor.Manifest:
+    return read_manifest(max((folder / "audits").iterdir()))
+
+
+@pytest.mark.parametrize(
+    ("fleet", "kind"), [("listed", "unavailable"), ("listed", "silence"), ("filed", "unavailable"), ("filed", "reset")]
+)
+async def test_an_account_that_was_answered_in_an_earlier_run_is_waited_for(
+    tmp_path: Path, fleet: str, kind: FaultKind
+) -> None:
+    async with simulator() as platform:
+        source = {"fleet": {"products": "all"}} if fleet == "listed" else {}
+        settings = nightly_settings(tmp_path, platform, **source)
+        assert (await auditor.run_audit(settings)).exit_code == 0
+        platform.outage = kind
+        async with anyio.create_task_group() as group:
+            group.start_soon(end_outage, platform, 1.3)
+            result = await auditor.run_audit(settings, max_seconds=60)
+    assert (result.manifest.state, result.manifest.carried, result.manifest.problems) == ("complete", 0, ())
+    assert_matches([device for device in WORLD if device.exists or not source], result.folder)
+
+
+async def test_an_unreachable_platform_is_waited_for_and_the_manifest_says_why(tmp_path: Path) -> None:
+    async with simulator() as platform:
+        settings, port = nightly_settings(tmp_path, platform), platform.port
+        await auditor.run_audit(settings)
+    results: list[auditor.AuditResult] = []
+    async with anyio.create_task_group() as group:
+
+        async def audit() -> None:
+            results.append(await auditor.run_audit(settings, max_seconds=60))
+
+        group.start_soon(audit)
+        await anyio.sleep(1.5)
+        (problem,) = newest_manifest(tmp_path).problems
+        async with simulator(port):
+            while not results:  # noqa: ASYNC110  the audit has no event
+                await anyio.sleep(0.02)
+    assert problem.startswith('account "eu": ')
+    assert "127.0.0.1" in problem
+    assert results[0].manifest.state == "complete"
+
+
+async def test_an_account_without_an_earlier_answer_is_given_up_soon(tmp_path: Path) -> None:
+    async with simulator() as platform:
+        settings = nightly_settings(tmp_path, platform)
+    result = await auditor.run_audit(settings, max_seconds=600)
+    assert result.exit_code == 3
+    assert f"no usable answer for {GIVE_UP_AFTER:g} s" in str(result.manifest.error)
+
+
+async def test_without_a_deadline_an_account_is_given_up_soon(tmp_path: Path) -> None:
+    async with simulator() as platform:
+        settings = nightly_settings(tmp_path, platform)
+        await auditor.run_audit(settings)
+    result = await auditor.run_audit(settings)
+    assert result.exit_code == 3
+    assert f"no usable answer for {GIVE_UP_AFTER:g} s" in str(result.manifest.error)
+
+
+@pytest.mark.parametrize("answers", [0, 40])
+async def test_an_outage_until_the_deadline_is_an_error_and_nothing_is_carried(tmp_path: Path, answers: int) -> None:
+    async with simulator() as platform:
+        settings = nightly_settings(tmp_path, platform)
+        await auditor.run_audit(settings)
+        before = platform.counts.answered
+
+        async def begin_outage() -> None:
+            while platform.counts.answered < before + answers:  # noqa: ASYNC110  the platform has no event
+                await anyio.sleep(0.002)
+            platform.outage = "unavailable"
+
+        async with anyio.create_task_group() as group:
+            if answers:
+                group.start_soon(begin_outage)
+            else:
+                platform.outage = "unavailable"
+            result = await auditor.run_audit(settings, max_seconds=3)
+        manifest = result.manifest
+        assert (result.exit_code, manifest.state, manifest.carried) == (3, "aborted", 0)
+        assert manifest.exit_reason is not None
+        assert manifest.exit_reason.code == "unreachable_account"
+        assert "no usable answer" in manifest.exit_reason.message
+        assert manifest.devices.failed == 0
+        assert manifest.devices.pending > 0
+        platform.outage = None
+        resumed = await auditor.run_audit(settings, resume=True, max_seconds=60)
+    assert resumed.manifest.state == "complete"
+    assert resumed.folder == result.folder
+    assert_matches(WORLD, resumed.folder)
