@@ -279,9 +279,11 @@ OWN_CODES = (
 NO_CONNECTION_CODES = frozenset({"auditor.DNS", PROXY, "auditor.TLS", "auditor.Unreachable"})
 """Codes of failed connections: to a name without an address, through a proxy, by TLS, or to a port."""
 
+UNKNOWN_PRODUCT = "iot.prod.NotExistedProduct"
+
 DESCRIBED_CODES = (
     *OWN_CODES,
-    "iot.device.NotExistedDevice", "iot.device.InvalidIotId", "iot.prod.NotExistedProduct", "iot.device.InactiveDevice",
+    "iot.device.NotExistedDevice", "iot.device.InvalidIotId", UNKNOWN_PRODUCT, "iot.device.InactiveDevice",
     "iot.device.NullDeviceName", "InvalidParameter", "iot.common.AuthActionPermissionDeny", "NoPermission",
     "Forbidden.RAM", "InvalidAccessKeyId.NotFound", "InvalidAccessKeyId.Inactive", "SignatureDoesNotMatch",
     "InvalidSecurityToken.Expired", "InvalidTimeStamp.Expired", "SignatureNonceUsed", "Throttling.User", "Throttling",

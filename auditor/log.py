@@ -78,6 +78,7 @@ EVENTS = {
     "settings_file_changed": (
         "the settings file has changed since this run started, which continues with its earlier settings"
     ),
+    "failed_start_not_remembered": "the failed start is not remembered; status does not show it",
     "settings_not_remembered": "settings not remembered; a resume needs --settings",
     "shard_failed": "shard failed",
     "shard_left": "shard left to another process",

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
@@ -225,3 +225,9 @@ def open_standard_streams() -> None:
     for output, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
         if isinstance(output, io.TextIOWrapper):
             output.reconfigure(errors=errors)
+
+
+def print_notes(sentences: Iterable[str]) -> None:
+    """Print sentences to standard error, one a line."""
+    for sentence in sentences:
+        print_note(safe(sentence))

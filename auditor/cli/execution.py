@@ -5,7 +5,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 from auditor.cli.console import RECENT_LINES, print_exit, print_labelled, print_note, print_path
 from auditor.errors import AuditInterruptedError, AuditorError, SettingsError
@@ -152,6 +153,27 @@ def noting_settings_errors() -> "Iterator[None]":
         yield
     except SettingsError as error:
         print_note(safe(str(error)))
+
+
+class StartRecorder:
+    """Remembers the error that ends its block before a run exists, for ``auditor status``.
+
+    Attributes:
+        enabled: whether such an error is remembered: not in a trial, nor after the start.
+    """
+
+    def __init__(self, settings_file: Path) -> None:
+        self.enabled = True
+        self._settings_file = settings_file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if self.enabled and isinstance(error, AuditorError) and not isinstance(error, AuditInterruptedError):
+            from auditor.audit.failed_starts import record_failed_start
+
+            record_failed_start(self._settings_file, error)
 
 
 @contextmanager

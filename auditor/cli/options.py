@@ -1,20 +1,21 @@
-"""Options that several commands share, with their help, and what they mean."""
+"""Options and arguments that several commands share, with their help, and what they mean: also which run a path is."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from auditor.cli.console import LogFormat, ProgressStyle
+from auditor.cli.console import LogFormat, ProgressStyle, print_notes
 from auditor.errors import DriftError, UsageError
 from auditor.models import ChangeDetection, Level
 
 if TYPE_CHECKING:
     from auditor.config.settings import Settings
     from auditor.query.filters import DeviceFilter
+    from auditor.runs.folder import Preference, RunCatalog, StoredRun
 
 DEVICES = Group("Devices", sort_key=1)
 SELECTION = Group("Selection (query only some devices of the fleet)", sort_key=2)
@@ -335,3 +336,75 @@ def fail_on_differences(counts: Mapping[str, int]) -> None:
     """Raise DriftError if there is a difference that --fail-on names; ``counts`` are their numbers."""
     if matched := [f"{count:,} {difference}" for difference, count in counts.items() if count]:
         raise DriftError(f"--fail-on matched: {', '.join(matched)}")
+
+
+def read_from(path: Path) -> Path:
+    """Return the folder of the run that a path means for reading; say which, if a newer one is not successful.
+
+    Raises:
+        RunFolderError: it means none; see ``find_stored_run``.
+    """
+    from auditor.runs.folder import RunCatalog, StoredRun
+    from auditor.runs.manifest import read_manifest
+
+    folder = _find_folder(path, "successful", describe_older_run)
+    if path.name == "last" and not path.exists():
+        note_newer(RunCatalog(folder.parent), StoredRun(read_manifest(folder), folder))
+    return folder
+
+
+def describe_older_run(run: "StoredRun", newest: "StoredRun") -> str:
+    """Return which run is read in a directory, and why it is not the newest one."""
+    role = "the newest successful run" if run.is_success else "the newest run of the fleet with answers"
+    return f"reading {run.folder}, {role}; {newest.folder.name} is newer, and {_describe_state(newest)}"
+
+
+def note_newer(catalog: "RunCatalog", run: "StoredRun", doing: str = "reading") -> None:
+    """Print a note if a newer run of the name of a run that is read has not ended."""
+    newest = catalog.latest(run.manifest.name)
+    if newest is not None and not newest.ended and newest.manifest.started_at > run.manifest.started_at:
+        newer = f"{newest.folder.name} is newer, and {_describe_state(newest)}"
+        print_notes([f"{doing} {run.folder.name}; {newer}"])
+
+
+def note_unsuccessful(catalog: "RunCatalog", run: "StoredRun") -> None:
+    """Print a note if a run that is compared is not successful, and an older one is."""
+    successful = catalog.latest(run.manifest.name, successful=True)
+    if not run.is_success and successful is not None and successful.manifest.started_at < run.manifest.started_at:
+        found = f"{run.folder.name} {_describe_state(run)}"
+        print_notes([f"{found}; the newest successful run is {successful.folder.name}"])
+
+
+def _describe_state(run: "StoredRun") -> str:
+    """Return the state of a run as the rest of a sentence."""
+    from auditor.runs.locking import is_locked
+
+    if not run.ended:
+        return "is in progress" if is_locked(run.folder) else "was killed before its end"
+    return f"is {run.manifest.state.replace('_', ' ')}" if run.manifest.covers_fleet else "is of a part of the fleet"
+
+
+def resume_from(path: Path) -> Path:
+    """Return the folder of the run that a path means for a resume; say which, if a newer one is a trial.
+
+    Raises:
+        RunFolderError: it means none; see ``find_stored_run``.
+    """
+
+    def describe(run: "StoredRun", newest: "StoredRun") -> str:
+        return f"resuming {run.folder}; {newest.folder.name} is newer, and is a trial of a part of the fleet"
+
+    return _find_folder(path, "unfinished", describe)
+
+
+def _find_folder(path: Path, preference: "Preference", describe: "Callable[[StoredRun, StoredRun], str]") -> Path:
+    """Return the folder of the run that a path means; print a sentence if it is not the newest one."""
+    from auditor.runs.folder import find_run, find_stored_run
+    from auditor.runs.manifest import MANIFEST
+
+    if (path / MANIFEST).exists():
+        return find_run(path)
+    run, newest = find_stored_run(path, preference)
+    if run.folder != newest.folder:
+        print_notes([describe(run, newest)])
+    return run.folder

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from functools import partial
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from auditor.cli.console import print_note
+from auditor.cli.console import print_note, print_notes
 from auditor.cli.options import OUTPUT
 from auditor.errors import UsageError
 from auditor.text.formats import BINARY_FORMATS, TABLE_FORMATS, TableFormat, list_formats
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from auditor.models import RunWarning
-    from auditor.runs.folder import Preference, RunCatalog, StoredRun
     from auditor.runs.manifest import Manifest
     from auditor.storage.tables import ResultTable
 
@@ -40,12 +39,16 @@ FormatOption = Annotated[
 MAX_TABLE_ROWS = 1_000
 """Rows of a table for people. It is laid out in memory."""
 
+COLUMN_GAP = 2
+"""Characters between two columns."""
+
 MIN_SENTENCE_WIDTH = 20
 """Characters of the narrowest column of sentences."""
 
 DISPENSABLE = (
     "request_id", "iot_id", "run", "reason", "days", "created_at", "audited_at", "last_online_at", "source",
     "device_status", "presence", "unsampled", "same", "joined", "left", "not_seen", "old_devices", "new_devices",
+    "product_name",
 )  # fmt: skip
 """Columns that a narrow terminal leaves out first, in this order."""
 
@@ -172,78 +175,6 @@ def print_warnings(warnings: "Iterable[RunWarning]") -> None:
     print_notes(map(describe_warning, warnings))
 
 
-def read_from(path: Path) -> Path:
-    """Return the folder of the run that a path means for reading; say which, if a newer one is not successful.
-
-    Raises:
-        RunFolderError: it means none; see ``find_stored_run``.
-    """
-    from auditor.runs.folder import RunCatalog, StoredRun
-    from auditor.runs.manifest import read_manifest
-
-    folder = _find_folder(path, "successful", describe_older_run)
-    if path.name == "last" and not path.exists():
-        note_newer(RunCatalog(folder.parent), StoredRun(read_manifest(folder), folder))
-    return folder
-
-
-def describe_older_run(run: "StoredRun", newest: "StoredRun") -> str:
-    """Return which run is read in a directory, and why it is not the newest one."""
-    role = "the newest successful run" if run.is_success else "the newest run of the fleet with answers"
-    return f"reading {run.folder}, {role}; {newest.folder.name} is newer, and {_describe_state(newest)}"
-
-
-def note_newer(catalog: "RunCatalog", run: "StoredRun", doing: str = "reading") -> None:
-    """Print a note if a newer run of the name of a run that is read has not ended."""
-    newest = catalog.latest(run.manifest.name)
-    if newest is not None and not newest.ended and newest.manifest.started_at > run.manifest.started_at:
-        newer = f"{newest.folder.name} is newer, and {_describe_state(newest)}"
-        print_notes([f"{doing} {run.folder.name}; {newer}"])
-
-
-def note_unsuccessful(catalog: "RunCatalog", run: "StoredRun") -> None:
-    """Print a note if a run that is compared is not successful, and an older one is."""
-    successful = catalog.latest(run.manifest.name, successful=True)
-    if not run.is_success and successful is not None and successful.manifest.started_at < run.manifest.started_at:
-        found = f"{run.folder.name} {_describe_state(run)}"
-        print_notes([f"{found}; the newest successful run is {successful.folder.name}"])
-
-
-def _describe_state(run: "StoredRun") -> str:
-    """Return the state of a run as the rest of a sentence."""
-    from auditor.runs.locking import is_locked
-
-    if not run.ended:
-        return "is in progress" if is_locked(run.folder) else "was killed before its end"
-    return f"is {run.manifest.state.replace('_', ' ')}" if run.manifest.covers_fleet else "is of a part of the fleet"
-
-
-def resume_from(path: Path) -> Path:
-    """Return the folder of the run that a path means for a resume; say which, if a newer one is a trial.
-
-    Raises:
-        RunFolderError: it means none; see ``find_stored_run``.
-    """
-
-    def describe(run: "StoredRun", newest: "StoredRun") -> str:
-        return f"resuming {run.folder}; {newest.folder.name} is newer, and is a trial of a part of the fleet"
-
-    return _find_folder(path, "unfinished", describe)
-
-
-def _find_folder(path: Path, preference: "Preference", describe: "Callable[[StoredRun, StoredRun], str]") -> Path:
-    """Return the folder of the run that a path means; print a sentence if it is not the newest one."""
-    from auditor.runs.folder import find_run, find_stored_run
-    from auditor.runs.manifest import MANIFEST
-
-    if (path / MANIFEST).exists():
-        return find_run(path)
-    run, newest = find_stored_run(path, preference)
-    if run.folder != newest.folder:
-        print_notes([describe(run, newest)])
-    return run.folder
-
-
 def table_zone(manifest: "Manifest", *, local_time: bool) -> tzinfo | None:
     """Return the zone of times in tables: that of the settings, or UTC; with --local-time this machine's (None)."""
     if local_time:
@@ -262,12 +193,6 @@ def describe_starts(manifests: Sequence["Manifest"], zone: tzinfo | None) -> Ite
     """Yield when runs started, whose names have it in UTC, for another zone."""
     if zone is not UTC:
         yield f"started: {' and '.join(safe(each.started_at) for each in manifests)}"
-
-
-def print_notes(sentences: Iterable[str]) -> None:
-    """Print sentences to standard error, one a line."""
-    for sentence in sentences:
-        print_note(safe(sentence))
 
 
 def open_console(pipe_width: int = PIPE_WIDTH) -> "Console":
@@ -323,12 +248,16 @@ class Column:
 def print_columns(columns: Sequence[Column]) -> None:
     """Print columns as a table of the terminal's width: no cell but a sentence is split over lines.
 
-    Where the terminal is too narrow, leave out columns, and then cut the longest cells, with a mark. Say so.
+    Where the terminal is too narrow, leave out empty columns, and write what all rows have in a line above. If that is
+    not enough, leave out columns, and then cut the longest cells, with a mark. Say so.
     """
     from rich.table import Table
     from rich.text import Text
 
     console = open_console()
+    columns, common = _separate_common(columns, console.width)
+    for line in _common_lines(common, console.width):
+        console.print(Text(line))
     shown, widths = _fit_columns(columns, console.width)
     cut = any(width < column.longest_word for column, width in zip(shown, widths, strict=True))
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -349,21 +278,72 @@ def print_columns(columns: Sequence[Column]) -> None:
 
 
 def _gaps(columns: Sequence[Column]) -> int:
-    return 2 * (len(columns) - 1)
+    return COLUMN_GAP * (len(columns) - 1)
+
+
+def _separate_common(columns: Sequence[Column], width: int) -> tuple[Sequence[Column], list[Column]]:
+    """Return the columns of a table, and those to write above it, if the table is too wide: all their cells agree.
+
+    Columns without a text are in neither.
+    """
+
+    def fits(shown: Sequence[Column]) -> bool:
+        return sum(column.width(header_lines=True) for column in shown) + _gaps(shown) <= width
+
+    if not columns or fits(columns):
+        return columns, []
+    filled = [column for column in columns if any(map(str, column.cells))]
+    if fits(filled) or len(columns[0].cells) < 2:  # noqa: PLR2004  one row has nothing in common
+        return filled, []
+    common = [
+        column
+        for column in filled
+        if column.name and len(set(map(str, column.cells))) == 1 and len(_common_lines([column], width)) == 1
+    ]
+    return [column for column in filled if not any(column is each for each in common)], common
+
+
+def _common_lines(columns: Sequence[Column], width: int) -> list[str]:
+    """Return lines with the names and the only cell of columns: no name or cell is split, unless it is too long."""
+    from rich.cells import cell_len
+
+    lines, last = list[str](), len(columns) - 1
+    for at, column in enumerate(columns):
+        part = f"{column.name} {column.cells[0]}{'' if at == last else ','}"
+        if lines and cell_len(f"{lines[-1]} {part}") <= width:
+            lines[-1] = f"{lines[-1]} {part}"
+        elif not lines and cell_len(f"in each row: {part}") <= width:
+            lines = [f"in each row: {part}"]
+        else:
+            lines = [*(lines or ["in each row:"]), f"  {part}"]
+    return lines
+
+
+def _leave_out(columns: Sequence[Column], widths: Mapping[int, int], width: int) -> list[Column]:
+    """Return the columns that stay, at least one; ``widths`` are theirs, by identity."""
+    shown, left_out = list(columns), list[int]()
+    needed = sum(widths.values()) + _gaps(columns)
+    for column in sorted((each for each in columns if each.drop is not None), key=lambda each: each.drop or 0):
+        if needed <= width or len(shown) == 1:
+            break
+        left_out.append(id(column))
+        needed -= widths[id(column)] + COLUMN_GAP
+        shown = [each for each in columns if id(each) not in left_out]
+    for key in reversed(left_out):  # a narrow one may fit after all, since a wide one was left out after it
+        if needed + widths[key] + COLUMN_GAP <= width:
+            left_out.remove(key)
+            needed += widths[key] + COLUMN_GAP
+    return [each for each in columns if id(each) not in left_out]
 
 
 def _fit_columns(columns: Sequence[Column], width: int) -> tuple[list[Column], list[int]]:
     """Return the columns that fit, and the width of each. If those that stay do not fit, the widest are narrower."""
-    shown = list(columns)
-    widths = {id(column): column.width(header_lines=True) for column in shown}
+    widths = {id(column): column.width(header_lines=True) for column in columns}
+    shown = _leave_out(columns, widths, width)
 
     def excess() -> int:
         return sum(widths[id(column)] for column in shown) + _gaps(shown) - width
 
-    for column in sorted((each for each in columns if each.drop is not None), key=lambda each: each.drop or 0):
-        if excess() <= 0 or len(shown) == 1:
-            break
-        shown = [each for each in shown if each is not column]
     while (too_much := excess()) > 0:
         widest = max(shown, key=lambda column: widths[id(column)])
         if widths[id(widest)] <= 1:

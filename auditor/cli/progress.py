@@ -181,9 +181,9 @@ def _announce_resume(watch: ProgressCallback) -> ProgressCallback:
     def announce(progress: Progress) -> None:
         nonlocal announced
         if progress.resumed and not announced:
-            remaining = f"{progress.devices.unanswered:,} of {progress.fleet:,} devices remain"
-            discovery = "" if progress.discovery is None else ", and fleets are not completely listed"
-            print_error(f"resuming {safe(progress.folder)}: {remaining}{discovery}", event="resuming")
+            parts = [f"{progress.devices.unanswered:,} of {progress.fleet:,} devices remain"] if progress.fleet else []
+            parts += [] if progress.discovery is None else ["fleets are not completely listed"]
+            print_error(f"resuming {safe(progress.folder)}: {', and '.join(parts)}", event="resuming")
         announced = True
         watch(progress)
 

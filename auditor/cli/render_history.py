@@ -283,10 +283,10 @@ def print_rollouts(rollouts: Rollouts) -> None:
     shown = rollouts.by_urgency[:MAX_TABLE_ROLLOUTS]
     account, product, module = Column("account", []), Column("product", []), Column("module", [])
     state, target, share = Column("state", []), Column("target", []), Column("share", [], "right")
-    change, behind = Column("a day", [], "right", 6), Column("behind", [], "right")
+    change, behind = Column("a day", [], "right", 6), Column("behind", [], "right", 7)
     drops = {"failed": 1, "offered": 3, "reverted": 0, "never offered": 2}
     by_update = [Column(name, [], "right", drop) for name, drop in drops.items()]
-    runs, date = Column("runs", [], "right", 5), Column("done by", [], "right", 7)
+    runs, date = Column("runs", [], "right", 5), Column("done by", [], "right", 8)
     for each in shown:
         account.cells.append(safe(each.account))
         product.cells.append(safe(each.product_name or each.product_key or "?"))

@@ -12,9 +12,11 @@ from pathlib import Path
 from rich.text import Text
 
 from auditor.analysis.net_changes import NetChanges
+from auditor.audit.failed_starts import find_failed_start
 from auditor.cli.output import MIN_SENTENCE_WIDTH, Column, print_columns, table_zone
 from auditor.cli.render_history import describe_rollouts
 from auditor.cli.render_run import describe_coverage, describe_discovery, describe_releases
+from auditor.cli.render_summary import describe_changes
 from auditor.engine.sent_requests import SENT_REQUESTS
 from auditor.errors import RunFolderError, find_code, refer_to_code
 from auditor.query.describe import describe_next_steps, describe_recheck, describe_selection
@@ -130,14 +132,20 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
     for warning in completeness_warnings(run.folder, manifest, manifest.devices):
         if warning.kind in {"limited", "accounts"}:
             yield f"part: {safe(warning.detail)}"
-    if manifest.changes is not None and manifest.state != "running":
-        counts = (f"{count:,} {change.replace('_', ' ')}" for change, count in manifest.changes.counts.items())
-        since = f"since {safe(manifest.changes.previous)}"
-        yield f"changes: {', '.join(counts) or 'none'} (modules, or devices without any, {since})"
+    if manifest.changes is not None and manifest.state != "running" and manifest.devices.answered:
+        changes = describe_changes(manifest.changes.counts)
+        yield f"changes: since {safe(manifest.changes.previous)}: {', '.join(text for text, _ in changes) or 'none'}"
     yield from _describe_success(run)
     if run.sealed and manifest.fleet.limit is None:
         yield from describe_rollouts(run.folder)
     yield from _describe_overdue(run)
+    failed = None if _is_in_progress(run) or not _is_newest(run) else find_failed_start(run)
+    if failed is not None:
+        at = show_times(_format_minute(failed.at), table_zone(manifest, local_time=local_time))
+        yield f"failed start: {at}{_describe_age(failed.at)}, exit {failed.exit_code}: {safe(failed.reason)}"
+        yield "next: no run has started since; correct what is wrong, and check the settings"
+        yield f"  {format_command('auditor check', manifest.settings_file or 'SETTINGS')}"
+        return
     sentence, commands = _next_steps(run)
     yield f"next: {sentence}"
     yield from (f"  {command}" for command in commands)

@@ -13,7 +13,7 @@ from auditor.cli.output import COUNT_STYLES
 from auditor.cli.render_plan import format_planned_duration
 from auditor.hooks.runner import HookResults
 from auditor.policy.evaluate import PolicySummary
-from auditor.query.describe import describe_unqueried
+from auditor.query.describe import describe_unqueried, list_unknown_products
 from auditor.query.warnings import is_tolerated, recheck_warnings, state_label
 from auditor.runs.manifest import MAX_NUMBER, SUCCESSFUL_STATES, Manifest
 from auditor.text.formatting import format_count, format_duration, safe
@@ -22,8 +22,8 @@ from auditor.text.shell import format_command
 MAX_CODES, MAX_WARNINGS, MAX_RULES, MAX_FILES = 2, 2, 2, 5
 """Failure codes, warnings, unmet rules and written files that a line names."""
 
-MIN_SHARE_REQUESTS = 50
-"""Requests from which their rate is compared with what the settings allow: few ones are sent within a second."""
+MIN_RATE_REQUESTS = 50
+"""Requests from which their rate is shown, and compared with what the settings allow."""
 
 MAX_TEXT = 200
 """Characters of a text in a line: another user may have written ``run.json``."""
@@ -45,10 +45,10 @@ def summarize_audit(manifest: Manifest, folder: Path, seconds: float) -> Iterato
     yield SummaryLine(label, _describe_devices(manifest), style)
     failures = [*_describe_failures(manifest), *_describe_remaining(manifest, folder)]
     if failures:
-        yield SummaryLine("failed" if manifest.failures else "left", "; ".join(failures), "yellow")
+        yield SummaryLine("failed" if manifest.failures else "to do", "; ".join(failures), "yellow")
     if warnings := list(_warnings(manifest)):
         yield SummaryLine("warning", _join_first(warnings, MAX_WARNINGS, "more in run.json"), "yellow")
-    if manifest.changes is not None:
+    if manifest.changes is not None and manifest.devices.answered:
         yield _describe_changes(manifest.changes.previous, manifest.changes.counts)
     yield SummaryLine("time", _describe_time(manifest, seconds))
 
@@ -133,6 +133,8 @@ def _describe_remaining(manifest: Manifest, folder: Path) -> Iterator[str]:
     selection = None if unlisted else manifest.selection
     if selection is not None and selection.max_calls is not None and selection.budget_exhausted:
         yield "the next run queries them first"
+    elif unknown := list_unknown_products(manifest):
+        yield f"correct the products in the settings: the platform has no product {_shorten(', '.join(unknown))}"
     else:
         yield f"resume with: {format_command('auditor resume', folder)}"
 
@@ -154,14 +156,21 @@ def _warnings(manifest: Manifest) -> Iterator[str]:
     yield from (each for each in dict.fromkeys(found) if each not in reason)
 
 
-def _describe_changes(previous: str, counts: Mapping[str, int]) -> SummaryLine:
-    styles: dict[str, str] = {}
-    parts: list[str] = []
+def describe_changes(counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """Yield the number of modules with each change, as a text and the change: the most important ones first.
+
+    A device that joined or left counts with each of its modules, or once if it has none.
+    """
+    unit = "modules "
     for change in (*NET_CHANGES, *sorted(set(counts) - set(NET_CHANGES))):
         if count := counts.get(change, 0):
-            unit = "" if parts else "modules "  # a device that joined counts with each of its modules
-            parts.append(f"{count:,} {unit}{change.replace('_', ' ')}")
-            styles[parts[-1]] = COUNT_STYLES.get(change, "")
+            yield f"{count:,} {unit}{safe(change).replace('_', ' ')}", change
+            unit = ""
+
+
+def _describe_changes(previous: str, counts: Mapping[str, int]) -> SummaryLine:
+    parts = dict(describe_changes(counts))
+    styles = {text: COUNT_STYLES.get(change, "") for text, change in parts.items()}
     return SummaryLine("changes", f"since {_shorten(previous)}: {', '.join(parts) or 'none'}", styles=styles)
 
 
@@ -171,18 +180,18 @@ def _describe_time(manifest: Manifest, seconds: float) -> str:
     querying = requests.sent / rate.achieved if rate.achieved else 0.0
     expected = None if manifest.planned is None else manifest.planned.seconds
     planned = "" if expected is None else f" (planned {format_planned_duration(expected)})"
-    share = ""
-    if rate.target and requests.sent >= MIN_SHARE_REQUESTS:
-        share = f", {rate.achieved / rate.target:.0%} of {_format_rate(rate.target)}/s"
-    parts = [f"{requests.sent:,} requests ({_format_rate(rate.achieved)}/s{share})"]
-    parts += [f"{requests.retried:,} retries"] if requests.retried else []
-    parts += [f"{requests.throttled:,} throttled"] if requests.throttled else []
+    achieved = ""  # few requests are sent at once, which says nothing about a rate
+    if requests.sent >= MIN_RATE_REQUESTS:
+        share = f", {rate.achieved / rate.target:.0%} of {_format_rate(rate.target)}/s" if rate.target else ""
+        achieved = f" ({_format_rate(rate.achieved)}/s{share})"
+    parts = [f"{format_count(requests.sent, 'request')}{achieved}"]
+    parts += [f"{requests.retried:,} of them retries"] if requests.retried else []
+    parts += [f"{requests.throttled:,} of them throttled"] if requests.throttled else []
     lists = sum(discovery.requests.sent for discovery in manifest.discovery)
-    parts += [f"{lists:,} for lists"] if lists else []
     states = sum(account.requests.sent for account in manifest.selection.accounts) if manifest.selection else 0
-    parts += [f"{states:,} for states"] if states else []
     releases = sum(each.requests for each in manifest.releases)
-    parts += [f"{releases:,} for releases"] if releases else []
+    others = {"lists": lists, "states": states, "releases": releases}
+    parts += [f"{number:,} more for {purpose}" for purpose, number in others.items() if number]
     session, sessions = (" in this session", " in all sessions") if manifest.resumed_at else ("", "")
     took = f"{format_duration(seconds)}{session}, queries {format_duration(querying)}{sessions}{planned}"
     return f"{took}; {', '.join(parts)}"

@@ -81,13 +81,14 @@ def _configure_structlog(level: int, format_: LogFormat) -> None:
     render: tuple[Processor, ...] = (
         (_add_sentence, structlog.processors.JSONRenderer())
         if format_ == "json"
-        else (show_sentence, structlog.dev.ConsoleRenderer(colors=has_colours(sys.stderr)))
+        else (show_sentence, structlog.dev.ConsoleRenderer(colors=has_colours(sys.stderr), pad_level=False))
     )
+    time_format = "iso" if format_ == "json" else "%Y-%m-%dT%H:%M:%SZ"  # people need no microseconds
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(level),
         processors=[
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.TimeStamper(fmt=time_format, utc=True),
             _add_trace_ids,
             _escape_texts,
             *render,

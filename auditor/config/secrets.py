@@ -51,6 +51,8 @@ def read_secret(source: str | SecretSource, *, account: str | None, key: str) ->
     else:
         place = str(source.file)
         text = _decode(_read_file(place, where), where, place)
+        if not key.endswith("access_key_id"):  # it is no secret
+            _warn_if_others_can_read(os.path.realpath(place))
         if not text:
             raise SettingsError(f"{where}: {place} is empty")
     if not text.isprintable():
@@ -69,11 +71,9 @@ def _decode(content: bytes, where: str, place: str) -> str:
 
 def _read_file(file: str, where: str) -> bytes:
     try:
-        content = read_regular_file(Path(file))
+        return read_regular_file(Path(file))
     except OSError as error:
         raise SettingsError(f"{where}: {file}: cannot be read: {error.strerror}") from error
-    _warn_if_others_can_read(os.path.realpath(file))
-    return content
 
 
 @cache  # once in a process

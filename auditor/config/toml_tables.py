@@ -84,7 +84,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, too large a number, too deep a nesting
-        raise SettingsError(f"{path}: is not TOML: {error}") from error
+        hint = "; a text needs quotes" if str(error).startswith("Invalid value") else ""
+        raise SettingsError(f"{path}: is not TOML: {error}{hint}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,12 @@ def write_snapshot(fleets: Sequence[tuple[str, str]], out: Path, *, limit: int |
     with scratch_database(work, failure=f"{out}: cannot be written") as database:
         paths, duplicates = [], 0
         for number, (account, source) in enumerate(fleets):
-            file = open_fleet_file(source, work / f"{number}.input", database)
+            try:
+                file = open_fleet_file(source, work / f"{number}.input", database)
+            except FleetError as error:
+                if isinstance(error.__cause__, FileNotFoundError):
+                    raise FleetError(f'{error}; it is the fleet of account "{account}"') from error
+                raise
             paths.append(work / f"{number}.unique.parquet")
             with _refuse_long_rows(file.label):
                 stage = with_growing_memory(database, partial(_stage, database, file, work / f"{number}.parquet"))

@@ -146,7 +146,10 @@ def load_configured_policy(settings: Settings) -> "Policy | None":
     from auditor.policy.loader import load_policy
     from auditor.policy.scope import check_modules
 
-    policy = load_policy(settings.policy.file)
+    try:
+        policy = load_policy(settings.policy.file)
+    except SettingsError as error:
+        raise SettingsError(*(f"policy: {sentence}" for sentence in error.sentences)) from error
     check_modules(policy, settings.modules)
     return policy
 

@@ -1,6 +1,6 @@
 """Rules of a policy as values. Patterns are those of ``auditor.text.globs``; on modules they ignore case."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from datetime import date as Date  # noqa: N812  `date` alone is the name of a parameter
 from fractions import Fraction
@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from auditor.errors import UsageError
 from auditor.text.globs import MATCH_ALL
 
 Severity = Literal["error", "warning", "note"]
@@ -179,6 +180,14 @@ class Policy:
 
     rules: tuple[Rule, ...]
     source: str
+
+    def restricted(self, name: str) -> "Policy":
+        """Return the policy with only the rule of this name; raise UsageError if there is none."""
+        rules = tuple(rule for rule in self.rules if rule.name == name)
+        if not rules:
+            names = ", ".join(rule.name for rule in self.rules)
+            raise UsageError(f"--rule {name}: {self.source} has no such rule; its rules are {names}")
+        return replace(self, rules=rules)
 
 
 def join_texts(texts: tuple[str, ...]) -> str:

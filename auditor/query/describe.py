@@ -193,6 +193,9 @@ def describe_next_steps(manifest: Manifest, code: ExitReasonCode, folder: Path) 
     if code == "success" and not (manifest.changes and sum(manifest.changes.counts.values())):
         return "nothing is to be done", ()
     sentence, commands = _NEXT_STEPS[code]
+    if code == "unlisted_product" and (unknown := list_unknown_products(manifest)):
+        sentence = f"correct the products in the settings: the platform has no product {', '.join(unknown)}"
+        commands = (_CHECK, "auditor run {settings}")
     paths = {
         "run": folder,
         "directory": folder.parent,
@@ -202,6 +205,12 @@ def describe_next_steps(manifest: Manifest, code: ExitReasonCode, folder: Path) 
     quoted = {name: quote_path(path) for name, path in paths.items()}
     previous = shlex.quote(safe("last~1" if manifest.changes is None else manifest.changes.previous))
     return sentence, tuple(command.format(**quoted, previous=previous) for command in commands)
+
+
+def list_unknown_products(manifest: Manifest) -> list[str]:
+    """Return the products in a run's settings that the platform does not have."""
+    gaps = (gap for discovery in manifest.discovery for gap in discovery.gaps)
+    return [safe(gap.product_key) for gap in gaps if gap.is_unknown_product]
 
 
 def find_rules(manifest: Manifest) -> str | None:

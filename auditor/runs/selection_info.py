@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from auditor.errors import ExitReasonCode
+from auditor.errors import UNKNOWN_PRODUCT, ExitReasonCode
 from auditor.models import ChangeDetection, Level, RunWarning
 from auditor.storage.json_types import (
     CallsPerSecond,
@@ -48,6 +48,11 @@ class GapInfo:
     total: Count | None
     device_count: Count | None
     reason: str | None = None
+
+    @property
+    def is_unknown_product(self) -> bool:
+        """Whether the platform has no such product, so that the settings are wrong."""
+        return self.product_key is not None and (self.reason or "").partition(":")[0] == UNKNOWN_PRODUCT
 
     def __str__(self) -> str:
         reported = max((number for number in (self.total, self.device_count) if number is not None), default=0)

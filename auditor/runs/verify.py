@@ -102,8 +102,11 @@ def _problems(folder: Path, manifest: Manifest, parent: Path | None, memory: str
                 yield from _check_aliases(database, manifest)
                 yield from _check_releases(database, files, manifest)
                 if manifest.state == "running":
-                    state = "was killed" if was_killed(folder, manifest) else "is in progress"
-                    yield f"{folder.name}: {state}; it is not sealed"
+                    killed = was_killed(folder, manifest)
+                    state = (
+                        "was killed, so it is not sealed; resume it" if killed else "is in progress; wait for its end"
+                    )
+                    yield f"{folder.name}: {state}"
                 elif manifest.finished_at is None:
                     yield f"{folder.name}: was stopped before its end; it is not sealed"
                 elif all((folder / name).is_file() for name in SEALED):

@@ -1,8 +1,9 @@
 """Format numbers, times and names for people. Names from devices are escaped."""
 
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import pairwise
 from math import ceil
 
 PIPE_WIDTH = 5_000
@@ -10,7 +11,7 @@ PIPE_WIDTH = 5_000
 
 SECONDS_PER_MINUTE, SECONDS_PER_HOUR, SECONDS_PER_DAY = 60, 3_600, 86_400
 
-_MAX_DURATION = timedelta.max.total_seconds() // 2
+_MAX_DURATION = 999_999 * SECONDS_PER_DAY
 
 
 def safe(text: object) -> str:
@@ -24,7 +25,7 @@ def escape_lines(text: str) -> str:
 
 
 def format_share(share: float, *, aligned: bool = False) -> str:
-    """Format a share as a percentage, cut to tenths. Only 1 gives ``100%``, and only 0 gives ``0%``.
+    """Format a share as a percentage, rounded to tenths. Only 1 gives ``100%``, and only 0 gives ``0%``.
 
     Args:
         share: from 0 to 1.
@@ -32,8 +33,8 @@ def format_share(share: float, *, aligned: bool = False) -> str:
     """
     if 0 < share < 0.001:  # noqa: PLR2004  below the first decimal
         return "<0.1%"
-    tenths = int(share * 1_000 + 1e-9)  # cut, not rounded: 99.96% is not 100%
-    tenths = min(tenths, 999) if share < 1 else tenths
+    tenths = int(share * 1_000 + 0.5 + 1e-9)
+    tenths = min(tenths, 999) if share < 1 else tenths  # 99.96% is not 100%
     return f"{tenths // 10}%" if tenths % 10 == 0 and not aligned else f"{tenths / 10:.1f}%"
 
 
@@ -63,10 +64,15 @@ def format_change(change: float | None, low: float | None, high: float | None) -
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration, such as ``12.3 s`` or ``1:02:03``."""
-    if seconds < SECONDS_PER_MINUTE:
+    """Format a duration in its two largest units, such as ``12.3 s``, ``5 min 20 s``, ``1 h 2 min`` or ``3 d 4 h``."""
+    if round(seconds, 1) < SECONDS_PER_MINUTE:
         return f"{seconds:.1f} s"
-    return str(timedelta(seconds=round(min(seconds, _MAX_DURATION))))
+    units = (("d", SECONDS_PER_DAY), ("h", SECONDS_PER_HOUR), ("min", SECONDS_PER_MINUTE), ("s", 1))
+    for (large, size), (small, part) in pairwise(units):
+        count, rest = divmod(round(min(seconds, _MAX_DURATION) / part), size // part)
+        if count:
+            return f"{count:,} {large} {rest} {small}" if rest else f"{count:,} {large}"
+    return f"{seconds:.1f} s"
 
 
 def format_rough_duration(seconds: float) -> str:

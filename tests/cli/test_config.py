@@ -85,6 +85,9 @@ def test_init_names_the_flags_that_are_missing_without_a_terminal(auditor: Audit
     ended = auditor("init", "--platform", "alibaba", "--key-id", "x")
     assert ended.returncode == 2
     assert "--region, --key-secret, --fleet: give these flags" in ended.stderr
+    ended = auditor("init", "--key-id", "x")
+    flags = "--platform, --key-secret, --fleet, and --endpoint for tuya or --region for alibaba"
+    assert f"{flags}: give these flags" in ended.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -170,11 +173,12 @@ def test_init_writes_texts_that_toml_would_take_for_syntax(auditor: Auditor, tmp
 
 def test_init_asks_on_a_terminal_for_what_no_flag_gives(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    words = command(("init", "--no-check", "--platform", "tuya"))
+    words = command(("init", "--no-check"))
     with subprocess.Popen(
         words, cwd=tmp_path, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         wrong_and_right = (
+            b"",  # the platform in brackets
             b"si.tuyacloud.com",
             b"https://si.tuyacloud.com/",
             b"file:",
@@ -182,14 +186,14 @@ def test_init_asks_on_a_terminal_for_what_no_flag_gives(tmp_path: Path) -> None:
             b"the-secret",
             b"env:KEY",
         )
-        os.write(ours, b"\n".join((*wrong_and_right, b"fleet.csv", b"")))
+        os.write(ours, b"\n".join((*wrong_and_right, b"", b"")))
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
     for sentence in ("endpoint: is not an address", "--key-id: the place is empty", "give the place of the secret"):
         assert sentence in said
     (account,) = tomllib.loads((tmp_path / "nightly.toml").read_text())["account"]
     assert account["access_key_secret"] == {"env": "KEY"}
-    assert account["fleet"] == {"file": "fleet.csv"}
+    assert (account["dialect"], account["fleet"]) == ("tuya", {"products": "all"})
 
 
 @pytest.mark.parametrize("flags", [("--time", "25:00"), ("--time", "2"), ("--for", "soon")])

@@ -61,7 +61,7 @@ def test_adoption_is_shown_and_incomplete_runs_are_marked(auditor: Auditor, audi
     assert marks == ["~~~~!!!!", "????"]
     rows = [line.split()[2:] for line in lines[-6:]]
     assert rows == [
-        ["100.0%"], ["90.0%", "10.0%"], ["~", "77.7%", "22.2%"], ["!", "70.0%", "30.0%"], ["60.0%", "40.0%"],
+        ["100.0%"], ["90.0%", "10.0%"], ["~", "77.8%", "22.2%"], ["!", "70.0%", "30.0%"], ["60.0%", "40.0%"],
         ["?", "?", "?"],
     ]  # fmt: skip
     assert f"note: {audits.name}/night-3: inventory.json is not the file that was sealed" in done.stderr

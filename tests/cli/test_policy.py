@@ -8,6 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from auditor.cli.app import main
 from tests.cli.conftest import Auditor
 from tests.runs.run_folders import every_status
 
@@ -94,6 +95,30 @@ def test_invalid_options_of_policy_are_one_sentence(
     assert done.returncode == 2
     assert sentence in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_one_rule_alone_decides_the_output_and_the_exit_code(auditor: Auditor, run: Path) -> None:
+    done = auditor("policy", run, "error.toml", "--rule", "required")
+    assert done.returncode == 0, "a note"
+    assert [line.split()[2] for line in done.stdout.splitlines()] == ["rule", "required"]
+    listed = auditor("policy", run, "error.toml", "--rule", "old ble", "--devices", "--format", "csv")
+    assert listed.returncode == 4
+    assert {row["rule"] for row in csv.DictReader(io.StringIO(listed.stdout))} == {"old ble"}
+    refused = auditor("policy", run, "error.toml", "--rule", "old")
+    assert refused.returncode == 2
+    assert refused.stderr == "auditor: --rule old: error.toml has no such rule; its rules are old ble, required\n"
+
+
+def test_a_table_that_is_too_long_has_a_part_for_each_rule(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("auditor.cli.commands.report.MAX_TABLE_ROWS", 1)
+    assert main(("policy", str(run), str(tmp_path / "warning.toml"), "--devices")) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert [line for line in lines if line.endswith(":")] == ["old ble:", "required:"]
+    assert sum("is older than 1.1" in line for line in lines) == 2
+    assert "note: up to 1 rows of each rule; --rule NAME shows one rule, and --format " in printed.err
 
 
 def test_names_of_devices_and_rules_are_escaped(auditor: Auditor, tmp_path: Path, run: Path) -> None:

@@ -18,6 +18,7 @@ from auditor.models import RunWarning
 from auditor.policy.evaluate import PolicySummary
 from auditor.policy.model import MaxVersions, Rule
 from auditor.policy.results import RuleResult
+from auditor.query.describe import describe_next_steps
 from auditor.runs.manifest import (
     DeviceCounts,
     DiscoveryInfo,
@@ -31,6 +32,7 @@ from auditor.runs.selection_info import (
     AccountSelection,
     ChangesInfo,
     ExitReason,
+    GapInfo,
     MismatchedAccount,
     Planned,
     Rate,
@@ -71,7 +73,7 @@ def test_a_good_run_is_three_lines_with_the_verdict_first() -> None:
     assert lines(CALM) == {
         "OK": "5,970 devices: 5,796 reported, 144 without modules, 30 unknown to the platform, 0 failed",
         "changes": "since 20261122T020000Z-nightly: 1,248 modules upgraded, 21 downgraded",
-        "time": "0:01:35, queries 0:01:30; 4,525 requests (50/s, 50% of 100/s)",
+        "time": "1 min 35 s, queries 1 min 30 s; 4,525 requests (50/s, 50% of 100/s)",
     }
 
 
@@ -104,8 +106,31 @@ def test_failed_devices_are_named_by_code_with_the_command_that_retries_them() -
         == f"20 with auditor.Timeout, such as dev-7; 1 with c0, such as d; 2 more codes; 23 devices remain; {resume}"
     )
     interrupted = lines(ended("partial", "interrupted", devices=DeviceCounts(ok=5_969, pending=1)))
-    assert interrupted["left"] == f"1 device remains; {resume}"
+    assert interrupted["to do"] == f"1 device remains; {resume}"
     assert "failed" not in interrupted
+
+
+def test_a_product_that_does_not_exist_is_to_be_corrected() -> None:
+    gap = GapInfo("nosuch", 0, None, None, "iot.prod.NotExistedProduct: The specified product does not exist.")
+    discovery = (DiscoveryInfo("eu", "partial", 1, gap_count=1, gaps_of_unknown_size=1, gaps=(gap,)),)
+    found = lines(ended("partial", "unlisted_product", discovery=discovery))
+    advice = "correct the products in the settings: the platform has no product nosuch"
+    assert found["to do"] == f"fleets are not completely listed; {advice}"
+    manifest = ended("partial", "unlisted_product", discovery=discovery, settings_file="/etc/n.toml")
+    assert describe_next_steps(manifest, "unlisted_product", RUN) == (
+        advice,
+        ("auditor check /etc/n.toml", "auditor run /etc/n.toml"),
+    )
+    other = replace(gap, reason="auditor.Timeout: no answer")
+    discovery = (replace(discovery[0], gaps=(other,)),)
+    assert "resume with: " in lines(ended("partial", "unlisted_product", discovery=discovery))["to do"]
+
+
+def test_a_run_without_answers_has_no_changes_and_few_requests_no_rate() -> None:
+    silent = replace(CALM, devices=DeviceCounts(pending=5_970), state="aborted")
+    assert "changes" not in lines(silent)
+    few = replace(CALM, requests=RequestCounts(9, 2, 1))
+    assert lines(few)["time"].endswith("; 9 requests, 2 of them retries, 1 of them throttled")
 
 
 def test_what_was_selected_is_beside_the_devices() -> None:

@@ -105,7 +105,7 @@ def test_status_says_why_the_last_run_ended_and_what_to_do(
     assert f"result: exit {code} ({word}): the sentence of {word}" in lines
     entry = "; see docs/errors.md#auditor.Timeout"
     assert f"failed: 3 with auditor.Timeout, such as p1/device0001{entry}" in lines
-    assert "changes: 3 upgraded (modules, or devices without any, since 20261124T020000Z-nightly)" in lines
+    assert "changes: since 20261124T020000Z-nightly: 3 modules upgraded" in lines
     assert f"  {command}" in lines
     # What it advises is a command with such options.
     assert main([*command.split()[1:2], "--help"]) == 0
@@ -228,11 +228,11 @@ def test_the_duration_of_a_resumed_run_says_that_it_has_pauses(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit_manifest(directory / NEWEST, lambda manifest: replace(manifest, finished_at="2026-11-25T04:00:00.000Z"))
-    assert auditor(capsys, "status")[0][1].endswith("ended: 2026-11-25 04:00 UTC (2:00:00)")
+    assert auditor(capsys, "status")[0][1].endswith("ended: 2026-11-25 04:00 UTC (2 h)")
     edit_manifest(directory / NEWEST, lambda manifest: replace(manifest, resumed_at=("2026-11-25T03:59:00.000Z",)))
-    assert auditor(capsys, "status")[0][1].endswith("ended: 2026-11-25 04:00 UTC (2:00:00 with pauses)")
+    assert auditor(capsys, "status")[0][1].endswith("ended: 2026-11-25 04:00 UTC (2 h with pauses)")
     assert main(["report", f"audits/{NEWEST}", "-o", "page.html"]) == 0
-    assert "requests in 2:00:00 with pauses" in Path("page.html").read_text()
+    assert "requests in 2 h with pauses" in Path("page.html").read_text()
 
 
 def test_status_says_that_no_run_has_started_since_long(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from auditor.cli.app import main
-from auditor.cli.output import resume_from
+from auditor.cli.options import resume_from
 from auditor.runs.folder import find_run
 from auditor.runs.manifest import Manifest, read_manifest, write_manifest
 from tests.cli.conftest import Platform

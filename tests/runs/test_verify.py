@@ -244,7 +244,7 @@ EDITS: list[tuple[Callable[[Manifest], Manifest], str]] = [
         "run.json: lists '../../etc/passwd'",
     ),
     (lambda m: replace(m, files=(replace(m.files[0], bytes=1), *m.files[1:])), "fleet.parquet: is not the file that"),
-    (lambda m: replace(m, state="running"), "run: was killed; it is not sealed"),
+    (lambda m: replace(m, state="running"), "run: was killed, so it is not sealed; resume it"),
 ]
 
 
@@ -290,7 +290,7 @@ def test_only_the_missing_seal_of_an_unsealed_run_is_reported(tmp_path: Path) ->
     folder = running(tmp_path / "run", [named(0), named(1)], [ok(named(0), ("ble", "1"))]).folder
     with (folder / RESULTS).open("ab") as file:
         file.write(b'{"account":"demo","prod')
-    assert verify_run(folder) == ["run: was killed; it is not sealed"]
+    assert verify_run(folder) == ["run: was killed, so it is not sealed; resume it"]
 
 
 @pytest.mark.parametrize("status", ["'bogus'", "NULL", "7"])

@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from auditor.cli.commands.cluster import is_cluster_run, prune_cut_runs, refuse_flags, resume_cut_run, start_on
-from auditor.cli.console import print_error, print_line, print_path
-from auditor.cli.execution import describe_plain_http, noting_settings_errors, reporting_to_switch, run_audit_command
+from auditor.cli.console import print_error, print_line, print_notes, print_path
+from auditor.cli.execution import (
+    StartRecorder,
+    describe_plain_http,
+    noting_settings_errors,
+    reporting_to_switch,
+    run_audit_command,
+)
 from auditor.cli.options import (
     DEVICES,
     LIMITS,
@@ -34,8 +40,8 @@ from auditor.cli.options import (
     parse_time_limits,
     require_positive,
     restrict_accounts,
+    resume_from,
 )
-from auditor.cli.output import print_notes, resume_from
 from auditor.errors import RunNotWritableError, SettingsError
 from auditor.text.formatting import format_count, safe
 
@@ -44,7 +50,7 @@ if TYPE_CHECKING:
 
     from auditor.concurrency import StopToken
     from auditor.config.settings import PublishSettings, Settings
-    from auditor.engine.progress import AuditResult, ProgressCallback
+    from auditor.engine.progress import AuditResult, Progress, ProgressCallback
     from auditor.hooks.prepare import HookConfig
 
 
@@ -233,9 +239,10 @@ def run(
 
     log_to_stderr(log_level, log_format, progress)
     limits = limits or LimitFlags()
-    with reporting_to_switch() as switch:
+    with reporting_to_switch() as switch, StartRecorder(config) as recorder:
         named = read_ping(config)  # also from settings that have faults
         trial = [] if hooks else _trial_flags(named.directory, account, limit, selection, out)
+        recorder.enabled = not trial
         if not trial:
             switch.start(named.ping, str(config))
         settings = apply_selection_flags(load_settings(config), selection, where=str(config))
@@ -251,11 +258,16 @@ def run(
             configured = _leave_out_hooks(configured, f"with {', '.join(trial)}")
         if on is not None:
             prepare = partial(log_to_stderr, log_level, log_format)
+            recorder.enabled = False
             on_engine = start_on(on, settings, config, account or (), out, prepare=prepare)
             return run_audit_command(on_engine, configured, switch, use_uvloop=False)  # Dask can crash in it
 
         def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
             from auditor.audit.runner import run_audit  # takes a second, in which signals are handled
+
+            def watch_started(progress: "Progress") -> None:
+                recorder.enabled = False
+                watch(progress)
 
             return run_audit(
                 settings,
@@ -270,7 +282,7 @@ def run(
                 settings_file=config,
                 with_hooks=True,
                 trial=bool(trial),
-                on_progress=watch,
+                on_progress=watch_started,
                 stop=stop,
             )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from auditor.cli.console import print_error, print_line
+from auditor.cli.console import print_error, print_line, print_notes
 from auditor.cli.options import (
     Accounts,
     Config,
@@ -20,7 +20,6 @@ from auditor.cli.options import (
     parse_duration_flag,
     restrict_accounts,
 )
-from auditor.cli.output import print_notes
 from auditor.errors import AuditInterruptedError, AuditStoppedError, InvalidObjectError, SettingsError, UsageError
 from auditor.text.extras import describe_extra
 from auditor.text.formatting import format_count, parse_manifest_time, safe

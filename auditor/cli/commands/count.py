@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from auditor.cli.console import print_notes
 from auditor.cli.options import Accounts, Config, LogFormatOption, LogLevel, OutputPath, restrict_accounts
-from auditor.cli.output import FormatOption, emit, print_notes, print_rows, resolve_format
+from auditor.cli.output import FormatOption, emit, print_rows, resolve_format
 from auditor.errors import UsageError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from auditor.cli.console import print_note
+from auditor.cli.console import print_note, print_notes
 from auditor.cli.options import (
     FILTERS,
     FilterFlags,
@@ -16,19 +16,11 @@ from auditor.cli.options import (
     OutputPath,
     ReadPath,
     build_filter,
+    note_newer,
+    read_from,
     split_names,
 )
-from auditor.cli.output import (
-    FormatOption,
-    emit,
-    note_newer,
-    print_notes,
-    print_rows,
-    print_warnings,
-    read_from,
-    resolve_format,
-    table_zone,
-)
+from auditor.cli.output import FormatOption, emit, print_rows, print_warnings, resolve_format, table_zone
 from auditor.errors import UsageError
 from auditor.models import DeviceState, Source, UpdateState
 from auditor.text.formatting import safe

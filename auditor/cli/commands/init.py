@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 from cyclopts import Group, Parameter
 
-from auditor.cli.console import print_error, print_line
+from auditor.cli.console import print_error, print_line, print_notes
 from auditor.cli.options import Flag, parse_duration_flag
-from auditor.cli.output import print_notes
 from auditor.errors import RunNotWritableError, SettingsError, UsageError
 from auditor.text.shell import format_command
 
@@ -27,6 +26,9 @@ FILES = Group("Files", sort_key=2)
 
 Platform = Literal["tuya", "alibaba"]
 Starter = Literal["systemd", "cron"]
+
+DEFAULT_ANSWERS = {"--platform": "tuya", "--fleet": "all"}
+"""What an empty line means, by flag."""
 
 SECRET_FORMS = "env:NAME or file:PATH"  # noqa: S105  a form, no secret
 
@@ -76,12 +78,17 @@ class AccountFlags:
         missing = list(self._missing())
         if missing and not sys.stdin.isatty():
             flags = ", ".join(flag for flag, *_ in missing)
+            if self.platform is None:
+                needed = {"--key-id": self.key_id, "--key-secret": self.key_secret, "--fleet": self.fleet}
+                flags = ", ".join([flags, *(flag for flag, value in needed.items() if not value)])
+                flags += ", and --endpoint for tuya or --region for alibaba"
             raise UsageError(
-                f"{flags}: {'give these flags' if len(missing) > 1 else 'give it'}, or run auditor init on a terminal"
+                f"{flags}: {'give it' if ',' not in flags else 'give these flags'}, or run auditor init on a terminal"
             )
         while missing:
             flag, question, accept = missing[0]
-            answer = _prompt(question)
+            default = DEFAULT_ANSWERS.get(flag, "")
+            answer = _prompt(f"{question}{f' [{default}]' if default else ''}") or default
             try:
                 if answer:
                     accept(answer)
@@ -89,7 +96,7 @@ class AccountFlags:
                 print_error(str(error))
             missing = list(self._missing())
             if missing and missing[0][0] == flag and not answer:
-                print_error(f"{flag} is needed")
+                print_error("an answer is needed; Ctrl-C ends without writing anything")
 
     def _missing(self) -> Iterator[tuple[str, str, Callable[[str], None]]]:
         """Yield each flag that is needed, its question, and what takes the answer."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from auditor.cli.console import print_error, print_line, print_note
+from auditor.cli.console import print_error, print_line, print_note, print_notes
 from auditor.cli.options import (
     FILTERS,
     ChangeOptions,
@@ -22,23 +22,22 @@ from auditor.cli.options import (
     ReadPath,
     RunAddress,
     build_filter,
+    describe_older_run,
     fail_on_differences,
+    note_newer,
+    note_unsuccessful,
     parse_duration_flag,
     parse_names,
+    read_from,
     split_names,
 )
 from auditor.cli.output import (
     Format,
     FormatOption,
-    describe_older_run,
     describe_starts,
     emit,
-    note_newer,
-    note_unsuccessful,
-    print_notes,
     print_rows,
     print_warnings,
-    read_from,
     resolve_format,
     table_zone,
 )

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from auditor.cli.console import print_error, print_note, print_path
-from auditor.cli.options import OUTPUT, Flag, OutputPath, ReadPath, RunAddress, split_names
+from auditor.cli.console import print_error, print_line, print_note, print_notes, print_path
+from auditor.cli.options import OUTPUT, Flag, OutputPath, ReadPath, RunAddress, read_from, split_names
 from auditor.cli.output import (
+    ALL_ROWS,
+    MAX_TABLE_ROWS,
     MIN_SENTENCE_WIDTH,
     WORD_STYLES,
     Column,
@@ -17,10 +19,8 @@ from auditor.cli.output import (
     emit_file,
     is_stdout,
     print_columns,
-    print_notes,
     print_rows,
     print_warnings,
-    read_from,
     write_to_stdout,
 )
 from auditor.errors import PolicyError, UsageError
@@ -57,6 +57,7 @@ def policy(
     /,
     *,
     devices: Flag = False,
+    rule: str | None = None,
     format: Annotated[PolicyFormat | None, Parameter(group=OUTPUT)] = None,  # noqa: A002  the flag's name
     out: OutputPath = None,
 ) -> int:
@@ -69,6 +70,8 @@ def policy(
     ----------
     devices:
         List devices and modules that are violated or unparseable, instead of rules.
+    rule:
+        Check only the rule with this name.
     format:
         Write this format; default: table, or as the file's name ends: .xml is junit, .sarif sarif, .md markdown.
     """
@@ -80,14 +83,17 @@ def policy(
         format = REPORT_ENDINGS.get(out.suffix.lower())  # noqa: A001  as above
     if devices and format in POLICY_REPORT_FORMATS:
         raise UsageError(f"--devices needs a table; {format} lists devices as examples")
-    with evaluate_policy(read_from(run), load_policy(rules)) as result:
+    loaded = load_policy(rules)
+    if rule is not None:
+        loaded = loaded.restricted(rule)
+    with evaluate_policy(read_from(run), loaded) as result:
         print_warnings(result.warnings)
         match format:
             case "junit" | "sarif" | "markdown":
                 emit_file(out, lambda path: export_policy_report(result, path, format))
             case _:
                 table = result.violations if devices else result.table
-                show = (lambda: print_rows(table, brief=True)) if devices else (lambda: _print_results(result))
+                show = (lambda: _print_violations(result)) if devices else (lambda: _print_results(result))
                 emit(format, out, show=show, write=table.write)
         print_error(f"{safe(result.run.folder.name)} by {safe(rules.name)}: {summarize_verdicts(result)}")
         violated = [r.rule.name for r in result.results if r.verdict == "violated" and r.rule.severity == "error"]
@@ -112,6 +118,18 @@ def _print_results(result: "PolicyReport") -> None:
         rule.cells.append(safe(each.rule.name))
         found.cells.append(safe(each.message))
     print_columns([verdict, severity, rule, found])
+
+
+def _print_violations(result: "PolicyReport") -> None:
+    """Print a row for each violation; if they are too many for a table, print one table for each rule."""
+    if result.violation_count <= MAX_TABLE_ROWS or len(result.results) == 1:
+        print_rows(result.violations, brief=True)
+        return
+    for each, table in zip(result.results, result.examples, strict=True):
+        if each.violated + each.unparseable:
+            print_line(f"{safe(each.rule.name)}:")
+            print_rows(table, brief=True)
+    print_note(f"up to {MAX_TABLE_ROWS:,} rows of each rule; --rule NAME shows one rule, and {ALL_ROWS}")
 
 
 def report(

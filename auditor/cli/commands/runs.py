@@ -5,9 +5,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from auditor.cli.console import print_line
+from auditor.cli.console import print_line, print_notes
 from auditor.cli.options import OUTPUT, LocalTime, OutputPath, require_positive
-from auditor.cli.output import FormatOption, emit, print_notes, resolve_format, table_zone
+from auditor.cli.output import FormatOption, emit, resolve_format, table_zone
 
 MAX_TABLE_RUNS = 30
 """Runs of a table without --limit."""
