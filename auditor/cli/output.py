@@ -267,7 +267,13 @@ def print_columns(columns: Sequence[Column]) -> None:
         table.add_column(Text(header), justify=column.justify, no_wrap=in_line, overflow="ellipsis", max_width=width)
     for row in zip(*(column.cells for column in shown), strict=True):
         table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+    else:  # without spaces at the ends of lines
+        with console.capture() as capture:
+            console.print(table)
+        sys.stdout.write("".join(f"{line.rstrip(' ')}\n" for line in capture.get().splitlines()))
+        sys.stdout.flush()  # what follows on standard error comes after it
     # A column without a name has nothing that others do not have.
     missing = [column.name for column in columns if column.name and not any(column is each for each in shown)]
     parts = [f"no space for {', '.join(missing)}"] if missing else []

@@ -56,7 +56,8 @@ def _describe_assumptions(plan: Plan, *, timed: bool) -> Iterator[str]:
         yield "the duration is unknown, because calls_per_second is not a number"
         return
     latency = "assumed latency" if plan.latency_assumed else "latency"
-    yield f"{latency}: {plan.latency:,.5g} s, which determines the requests in flight"
+    seconds = f"{1_000 * plan.latency:,.0f} ms" if plan.latency < 1 else f"{plan.latency:,.3g} s"
+    yield f"{latency}: {seconds}, which determines the requests in flight"
     for each in plan.accounts:
         if each.seconds is None:
             yield f"{_account_label(each)}: the duration is unknown, because calls_per_second is not a number"

@@ -73,7 +73,7 @@ def print_versions(versions: Iterable[VersionCount], *, several_accounts: bool, 
     shares with bars.
     """
     first, marks, is_terminal = 0 if several_accounts else 1, shows_marks(), sys.stdout.isatty()
-    columns = [Column(name, []) for name in ("account", "product", "module", "version")[first:]]
+    columns = [Column(name, []) for name in ("account", "product key", "module", "version")[first:]]
     columns += [Column("devices", [], "right"), Column("share", [], "right", drop=3)]
     columns += [Column("95% interval", [], "right", drop=2)] if sampled else []
     columns += [Column("", [], drop=1)] if marks else []

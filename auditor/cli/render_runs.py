@@ -65,8 +65,9 @@ def print_runs(runs: Sequence[StoredRun], zone: tzinfo | None) -> None:
     for run in runs:
         manifest = run.manifest
         label = state_label(manifest.state, manifest.devices, manifest.unsampled, tolerated=is_tolerated(manifest))
+        why = "" if manifest.exit_reason is None else _shorten_reason(manifest)
         if was_killed(run.folder, manifest):
-            label = "killed"
+            label, why = "killed", "killed before its end"
         elif manifest.state != "running" and not run.sealed:
             label = "deleted" if manifest.changes is not None else f"{label}, not sealed"
         if manifest.fleet.cut:
@@ -78,9 +79,9 @@ def print_runs(runs: Sequence[StoredRun], zone: tzinfo | None) -> None:
             f"{manifest.fleet.devices:,}",
             f"{manifest.devices.failed:,}",
             f"{manifest.devices.pending - manifest.unsampled:,}",
-            "" if run.seconds is None else format_duration(run.seconds),
+            "" if run.seconds is None else f"{format_duration(run.seconds)}{_describe_pauses(manifest)}",
             "" if manifest.exit_code is None else str(manifest.exit_code),
-            "" if manifest.exit_reason is None else _shorten_reason(manifest),
+            why,
         )
         for column, cell in zip(columns, cells, strict=True):
             column.cells.append(cell)
@@ -181,9 +182,13 @@ def _describe_age(at: str) -> str:
 def _describe_end(run: StoredRun) -> str:
     if run.manifest.finished_at is None:
         return ""
-    pauses = " with pauses" if run.manifest.resumed_at else ""
-    took = "" if run.seconds is None else f" ({format_duration(run.seconds)}{pauses})"
+    took = "" if run.seconds is None else f" ({format_duration(run.seconds)}{_describe_pauses(run.manifest)})"
     return f", ended: {_format_minute(run.manifest.finished_at)}{took}"
+
+
+def _describe_pauses(manifest: Manifest) -> str:
+    """Return what to add to a run's duration: a resumed one has the time before its resume in it."""
+    return " with pauses" if manifest.resumed_at else ""
 
 
 def _describe_unfinished(run: StoredRun) -> str:

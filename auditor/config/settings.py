@@ -251,7 +251,7 @@ class Account(_Section, frozen=True):
 
     Attributes:
         name: label of the account in files and messages.
-        endpoint: ``https://HOST:PORT/``.
+        endpoint: address of the platform, ``https://HOST:PORT/``.
         dialect: spelling of the platform's answers, ``tuya`` or ``alibaba``.
         region_id, instance_id: Alibaba only.
         access_key_id, access_key_secret: where they are stored; a secret in the settings themselves is refused.

@@ -54,6 +54,8 @@ PRESENTATION_FILES = (REPORT_HTML, INVENTORY_XLSX)
 MAX_FOREIGN_MANIFEST_BYTES = 64 << 20
 """Bytes of manifests of other users that are read of a directory; 1,000 runs have about 4 MB. Each takes memory."""
 
+_LOGGED_SKIPPED: set[str] = set()
+
 MAX_CLOCK_DIFFERENCE = 3 * 86_400.0
 """Seconds that the start of a run can be in the future, by the clock of another machine. A later one is impossible."""
 
@@ -354,9 +356,11 @@ class RunCatalog:
         return next(queried, finished[0] if finished else None)
 
     def log_unreadable(self) -> None:
-        """Log a warning for each run that cannot be read."""
+        """Log a warning for each run that cannot be read, once in a process."""
         for error in self.unreadable:
-            log.warning("run_skipped", reason=str(error))
+            if str(error) not in _LOGGED_SKIPPED:
+                _LOGGED_SKIPPED.add(str(error))
+                log.warning("run_skipped", reason=str(error))
 
 
 def _foreign_manifest_bytes(folder: Path) -> int:

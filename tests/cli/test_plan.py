@@ -39,7 +39,7 @@ def test_a_plan_needs_no_key_and_makes_no_call(auditor: Auditor, tmp_path: Path,
     ]
     assert row.split() == ["eu", "970", "1.00", "970", "10", "1", "min", "40", "s", "3"]
     assert "no earlier run of this name: assuming one call per device" in done.stdout
-    assert "assumed latency: 0.3 s" in done.stdout
+    assert "assumed latency: 300 ms" in done.stdout
     assert "fit" not in done.stdout
     assert not (tmp_path / "audits").exists()
 

@@ -71,7 +71,7 @@ def device(printed: str, truth: Truth) -> None:
     found = truth.ask("SELECT module_name, module_version FROM modules WHERE device_name = 'dev-00000157'")
     assert len(found) > 1
     for module, version in found:
-        assert re.search(rf" {module} +{re.escape(str(version))} ", printed)
+        assert re.search(rf" {module} +{re.escape(str(version))}(?: |$)", printed, re.MULTILINE)
     changed = truth.ask("""
         SELECT module_name, old_version, new_version, strftime(answered_at, '%Y-%m-%d %H:%M:%S') FROM changes
         WHERE device_name = 'dev-00000157'""")
@@ -88,7 +88,7 @@ def rollouts(printed: str, truth: Truth) -> None:
     (share,) = truth.ask("""
         SELECT count(*) FILTER (module_version = '2.7') / count(*) FROM modules
         WHERE product_key = 'k1PJ0zpxzi' AND module_name = 'default'""")
-    assert re.search(rf" default +moving +2\.7 +{int(float(str(share[0])) * 1000) / 10}% ", printed)
+    assert re.search(rf" default +moving +2\.7 +{float(str(share[0])):.1%} ", printed)
 
 
 def violations(printed: str, truth: Truth) -> None:

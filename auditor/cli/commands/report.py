@@ -1,6 +1,7 @@
 """Commands that evaluate and publish a run: policy, report and metrics."""
 
 import io
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -170,8 +171,10 @@ def report(
         write_to_stdout(io.BytesIO(render_html(page).encode()))
         return 0
     path = write_html(page, Path("fleet.html") if out is None else out)
-    print_error(f"wrote {safe(path)} ({path.stat().st_size / 1_000:,.0f} kB)")
-    print_path(path)
+    if sys.stdout.isatty():
+        print_error(f"wrote {safe(path)} ({path.stat().st_size / 1_000:,.0f} kB)")
+    else:
+        print_path(path)
     return 0
 
 
