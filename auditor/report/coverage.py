@@ -20,6 +20,7 @@ from auditor.report.model import (
 )
 from auditor.runs.estimates import summarize_sample
 from auditor.runs.manifest import SUCCESSFUL_STATES, DeviceCounts, Manifest
+from auditor.runs.views import QUERIED
 from auditor.stats.stratified import StratifiedCounts
 from auditor.storage.database import scalar
 
@@ -36,6 +37,8 @@ _MAX_LENGTH = 400
 """Characters of a text that are read; devices, or an edited file, may have text that does not fit into memory."""
 
 _STATES = tuple(state.name for state in fields(DeviceCounts))
+
+_NEEDED_NO_REQUEST = f"source IN ({QUERIED}) AND status = 'empty' AND reason = 'never_activated' AND attempts = 0"
 
 _UNSAMPLED = "count(*) FILTER (source = 'unsampled')"
 
@@ -100,6 +103,7 @@ def read_coverage(
         ages=read_ages(database, run.manifest.started_at),
         unsampled=run.sources.unsampled,
         sample=None if sample is None else summarize_sample(database, sample),
+        never_activated=scalar(database, f"SELECT count(*) FROM devices WHERE {_NEEDED_NO_REQUEST}"),
     )
 
 
