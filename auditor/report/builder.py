@@ -156,7 +156,6 @@ def _read_sections(
         coverage = read_coverage(database, run, sample)
         problems = read_problems(database, run.manifest)
         versions = read_versions(database, work)
-        groups = read_groups(database, group_by) if group_by else None
         earlier, previous, newer, success = EarlierRuns((reported_run(run),)), None, None, None
         with _collect_errors(unreadable):
             catalog = RunCatalog(directory)
@@ -166,6 +165,7 @@ def _read_sections(
             earlier = read_earlier_runs(database, run, directory, work)
         define_earlier_rows(database)
         rollouts = read_rollout_section(database, earlier, None if previous is None else previous.name, work)
+        groups = read_groups(database, group_by) if group_by else None
         return _RunSections(coverage, problems, versions, rollouts, previous, groups, newer, success)
 
 

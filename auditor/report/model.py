@@ -328,13 +328,13 @@ class DeviceGroup(msgspec.Struct, frozen=True):
         values: text of each attribute, which may be cut; None: the devices have none.
         devices: number of devices.
         failed: number of them that failed.
-        on_newest: fraction of their modules with a known newest version that run it; None: there are none.
+        on_target: fraction of their installed modules with a target that run it; None: there are none.
     """
 
     values: tuple[str | None, ...]
     devices: int
     failed: int
-    on_newest: float | None
+    on_target: float | None
 
 
 class GroupSection(msgspec.Struct, frozen=True):

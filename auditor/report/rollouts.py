@@ -14,7 +14,6 @@ from auditor.report.versions import (
     UNORDERED,
     EarlierRuns,
     count_ages,
-    cut_version,
     define_version_ages,
 )
 from auditor.storage.database import load_rows
@@ -91,15 +90,6 @@ def read_rollout_section(
 
 def _read_without_states(database: duckdb.DuckDBPyConnection, runs: int) -> Rollouts:
     """Return the modules of a run whose rollouts have no state, as one in progress, by the ages of their versions."""
-    database.execute(
-        f"""
-      CREATE TABLE aged_versions AS
-      SELECT v.*, target, is_released, released_at, age
-      FROM versions v
-      JOIN version_rows r ON r.run = $1 AND r.module = v.module AND r.module_version = {cut_version("v.module_version")}
-      LEFT JOIN module_targets t ON t.module = v.module""",
-        [runs - 1],
-    )
     rows = database.execute(
         f"SELECT left(v.account, {_MAX_LENGTH}), left(v.product_key, {_MAX_LENGTH}), "
         f"any_value(left(product_name, {_MAX_LENGTH})), max(left(module_name, {_MAX_LENGTH})), sum(devices)::BIGINT, "
