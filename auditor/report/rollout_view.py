@@ -27,7 +27,7 @@ MAX_MAP_ROWS, MAX_MAP_COLUMNS, MAX_MAP_BYTES = 40, 16, 250_000
 MAX_SHORT_MAP = 12
 """Products of a map that is less tall than the details of a module."""
 
-_MAP_WIDTH, _SHORT_MAP_WIDTH, _CHARACTER_WIDTH = 388, 676, 6.6
+_MAP_WIDTH, _SHORT_MAP_WIDTH, _CHARACTER_WIDTH = 484, 676, 6.6
 """Least pixels of all modules of a map, of those of a short one, and pixels of a character of their names."""
 
 MAX_DETAIL_BYTES = 300_000
