@@ -1,28 +1,28 @@
-"""The verdict on a run, and what needs attention, the most severe first."""
+"""What needs attention, the most severe first."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from auditor.analysis.rollout_states import RolloutState
 from auditor.analysis.rollouts import Rollout
 from auditor.policy.model import Severity
-from auditor.query.describe import describe_warning, find_rules
+from auditor.query.describe import describe_next_steps, describe_warning, find_rules
 from auditor.query.freshness import overdue_interval
-from auditor.query.warnings import is_tolerated, state_label
+from auditor.query.warnings import is_tolerated
 from auditor.report.coverage import MIN_ACCOUNT_SHARE, MIN_UNANSWERED, MIN_UNANSWERED_SHARE
 from auditor.report.filters import (
     MAX_SENTENCE_LENGTH,
     display_text,
-    format_day,
+    format_age,
     format_days,
-    format_number,
     format_percent,
+    format_since,
     format_time,
 )
 from auditor.report.model import AccountEffort, ProductCoverage, Report
-from auditor.runs.manifest import SUCCESSFUL_STATES, Manifest
+from auditor.runs.manifest import Manifest
 from auditor.text.formatting import format_count, format_elapsed, format_rough_duration, parse_manifest_time
 from auditor.text.shell import format_command
 
@@ -58,17 +58,13 @@ _TITLES = {
     "shared_identity": "Several devices have one name",
 }
 
+_PURPOSES = {"check": "find the cause", "resume": "continue the run", "verify": "see which files"}
+"""What the commands of the next steps are for."""
+
+_BEHIND = "installed modules behind"
+
 _STATED = frozenset({"partial", "incomplete", "running", "aborted", "sample"})
 """Warnings that the verdict states."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The verdict on a run: its state in a word, a sentence, and their tone."""
-
-    state: str
-    sentence: str
-    tone: Tone
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,45 +120,14 @@ _MAX_COMMAND = 1_000
 """Characters of a command: a few paths of usual lengths."""
 
 
-def read_verdict(report: Report) -> Verdict:
-    """Return the verdict on the run against ``max_failed``."""
-    manifest = report.manifest
-    counts, unsampled = report.coverage.counts, report.coverage.unsampled
-    tolerated = is_tolerated(manifest)
-    state = state_label(report.state, counts, unsampled, tolerated=tolerated)
-    if "tampered" in report.labels:
-        return Verdict("files were changed", "do not rely on these numbers", "bad")
-    if manifest.state == "running":
-        tone: Tone = "bad" if report.state == "killed" else "warn"
-        return Verdict(state, f"{format_number(counts.pending - unsampled)} devices are pending", tone)
-    if manifest.state == "aborted":
-        return Verdict("aborted", manifest.describe_unanswered(), "bad")
-    unanswered = manifest.remaining_devices or manifest.missing_devices or manifest.fleet.shared_identities
-    sentence = manifest.describe_unanswered() if unanswered else "every device has an answer"
-    if unsampled:
-        sentence = f"{sentence}; {_describe_sampled(report)}" if unanswered else _describe_sampled(report)
-    if manifest.state == "within_tolerance" or (tolerated and unanswered):
-        kind = "sample" if unsampled else "complete"
-        return Verdict(f"{kind}, failures within max_failed", sentence, "good")
-    if unsampled and state == "sample":
-        return Verdict("sample", _describe_sampled(report), "good")
-    complete = manifest.state in SUCCESSFUL_STATES and not report.labels
-    return Verdict(
-        "incomplete" if not complete and state == "complete" else state, sentence, "good" if complete else "bad"
-    )
-
-
-def _describe_sampled(report: Report) -> str:
-    coverage = report.coverage
-    answered = format_percent(coverage.answered)
-    return f"{answered} of {coverage.sampled:,} devices sampled from {coverage.fleet:,} answered"
-
-
 def list_attention(report: Report) -> list[AttentionItem]:
     """Return what needs attention, by severity, then by number."""
     unfinished = _is_unfinished(report)
     failing = [each for each in report.problems.accounts if _fails(each, unfinished=unfinished)]
-    products = () if unfinished else report.coverage.products
+    without_answers = _ended_without_answers(report)
+    if without_answers and report.problems.account_count == 1:
+        failing = []  # the reason of the end is that of its only account
+    products = () if unfinished or without_answers else report.coverage.products
     names = {each.name for each in failing}
     items = [
         *_warning_items(report),
@@ -172,7 +137,7 @@ def list_attention(report: Report) -> list[AttentionItem]:
         *_rollback_items(report),
         *_stalled_items(report),
         *(_product_item(report, each) for each in products if _lacks_answers(each, names)),
-        *(() if unfinished else _unknown_items(report, names)),
+        *(() if unfinished or without_answers else _unknown_items(report, names)),
         *_newer_items(report),
         *_stale_items(report),
     ]
@@ -183,6 +148,11 @@ def _is_interrupted(report: Report) -> bool:
     """Return whether a signal ended the run before every device was queried."""
     reason = report.manifest.exit_reason
     return reason is not None and reason.code == "interrupted" and not report.manifest.is_success
+
+
+def _ended_without_answers(report: Report) -> bool:
+    """Return whether the run was aborted before any answer, which explains all that is missing."""
+    return report.manifest.state == "aborted" and not report.has_answers
 
 
 def _is_unfinished(report: Report) -> bool:
@@ -241,15 +211,16 @@ def _run_items(report: Report, *, explained: bool) -> Iterator[AttentionItem]:
 
     def item(severity: Severity, title: str, evidence: str, purpose: str = "continue it") -> AttentionItem:
         glyph, command = ("…", "auditor status") if severity == "warning" else ("✕", "auditor resume")
-        commands = (ShellCommand(purpose, command, (report.path,)),)
+        cases, show = _last_success(report) if severity == "error" else ((), ())
+        commands = (ShellCommand(purpose, command, (report.path,)), *show)
         return AttentionItem(
-            severity, glyph, title, evidence, unanswered, "without an answer", commands, link="quality"
+            severity, glyph, title, evidence, unanswered, "without an answer", commands, cases, link="quality"
         )
 
     if manifest.state == "aborted":
-        yield item("error", "The audit was aborted", manifest.error or "it has no reason")
+        yield _aborted_item(report, unanswered)
     elif manifest.state == "running":
-        evidence = "Its numbers do not cover the whole fleet"
+        evidence = "Its numbers do not cover the whole fleet" if report.has_answers else "No device has an answer"
         if report.state == "killed":
             yield item("error", "The audit was killed", evidence)
         else:
@@ -263,9 +234,39 @@ def _run_items(report: Report, *, explained: bool) -> Iterator[AttentionItem]:
         yield item("error", "Too many devices have no answer", evidence, "query them again")
 
 
+def _aborted_item(report: Report, unanswered: int) -> AttentionItem:
+    """Return the item of an aborted run: the reason, what to do, and the last success if the run has no answers."""
+    manifest, reason = report.manifest, report.manifest.exit_reason
+    cases: tuple[str, ...] = ()
+    commands = [ShellCommand("continue it", "auditor resume", (report.path,))]
+    if reason is not None:
+        named = replace(manifest, settings_file=_settings(report), settings=None)  # no path of this machine
+        sentence, lines = describe_next_steps(named, reason.code, Path(report.path))
+        cases = (f"Next: {sentence}",)
+        if report.path.isprintable() and _settings(report).isprintable():
+            commands = [ShellCommand(_PURPOSES.get(line.split()[1], "go on"), line) for line in lines]
+    success, show = _last_success(report)
+    message = reason.message if reason is not None else manifest.error or "it has no reason"
+    unit = "without an answer" if unanswered else ""
+    return AttentionItem("error", "✕", "The audit was aborted", message, unanswered, unit, (*commands, *show),
+                         (*cases, *success), link="audit")  # fmt: skip
+
+
+def _last_success(report: Report) -> tuple[tuple[str, ...], tuple[ShellCommand, ...]]:
+    """Return the last success in a sentence, and the command that shows it; nothing if the run has answers."""
+    if report.has_answers:
+        return (), ()
+    if (success := report.last_success) is None:
+        return ("Last success: none in this directory",), ()
+    started = parse_manifest_time(success.started_at)
+    age = "" if started is None else f", {format_age(started, report.written_at)}"
+    command = ShellCommand("see the last success", "auditor inventory", (str(Path(report.directory, success.run)),))
+    return (f"Last success: {display_text(success.run, 80)}{age}",), (command,)
+
+
 def _warning_items(report: Report) -> Iterator[AttentionItem]:
     for warning in report.warnings:
-        if warning.kind in _STATED:
+        if warning.kind in _STATED or (warning.kind == "discovery_gap" and _ended_without_answers(report)):
             continue
         title = _TITLES.get(warning.kind, warning.kind.replace("_", " ").capitalize())
         commands = {
@@ -283,21 +284,25 @@ def _rule_items(report: Report) -> Iterator[AttentionItem]:
     policy = report.policy
     if policy is None:
         if (rules := find_rules(report.manifest)) is not None:
-            title, evidence = "The rules of the run are not evaluated", f"Its settings name {Path(rules).name}"
-            yield AttentionItem("note", "?", title, display_text(evidence, 200), 0, "", link="quality")
+            name = Path(rules).name  # without its directory, as that of the settings
+            title, evidence = "The rules of the run are not evaluated", f"Its settings name {name}; --rules adds them"
+            command = ShellCommand("evaluate them", "auditor policy", (report.path, name))
+            yield AttentionItem("note", "?", title, display_text(evidence, 200), 0, "", (command,))
         return
     if policy.problem is not None:
         yield AttentionItem("error", "✕", "The policy could not be evaluated", policy.problem, 0, "", link="policy")
-    if policy.is_undecided:
+    if policy.is_undecided and report.has_answers:
         title, evidence = "No rule of the policy could be decided", "No device was seen, or no version can be compared"
         yield AttentionItem("warning", "?", title, evidence, policy.undecided, "rules", link="policy")
     paths = (report.path, report.rules or "RULES.toml")
-    commands = (ShellCommand("list the devices", "auditor policy", paths, (("--devices", None),)),)
     for each in policy.results:
         if each.verdict == "violated":
             title = f"{display_text(each.rule.name, 80)} ({each.rule.severity})"
-            severity = each.rule.severity
-            yield AttentionItem(severity, "✕", title, each.message, each.violated, each.unit, commands, link="policy")
+            severity, unit = each.rule.severity, "product modules" if each.unit == "modules" else each.unit
+            by_name = (("--rule", each.rule.name), ("--devices", None))
+            listed = ShellCommand("list the devices", "auditor policy", paths, by_name)
+            commands = (listed,) if each.rule.name in policy.rules_with_devices else ()
+            yield AttentionItem(severity, "✕", title, each.message, each.violated, unit, commands, link="policy")
 
 
 def _rollback_items(report: Report) -> Iterator[AttentionItem]:
@@ -306,8 +311,8 @@ def _rollback_items(report: Report) -> Iterator[AttentionItem]:
     evidence = ""
     commands: tuple[ShellCommand, ...] = ()
     if changes is not None and downgraded:
-        since = format_day(changes.started_at)
-        evidence = f"{format_count(downgraded, 'module')} {_was(downgraded)} downgraded since {since}"
+        since = format_since(changes.started_at, report.manifest.started_at)
+        evidence = f"{format_count(downgraded, 'installed module')} {_was(downgraded)} downgraded since {since}"
         paths = (str(Path(report.directory, changes.run)), report.path)
         commands = (ShellCommand("list them by product", "auditor diff", paths, (("--changed", "downgraded"),)),)
     if found:
@@ -321,7 +326,7 @@ def _rollback_items(report: Report) -> Iterator[AttentionItem]:
             title,
             evidence,
             count.behind,
-            "modules behind",
+            _BEHIND,
             commands or _behind(report, found[0], of_many=count.rollouts > 1),
             tuple(f"{_name(each)}: {_fall(each)}" for each in found[:MAX_NAMED]),
             found[0].shares,
@@ -330,7 +335,7 @@ def _rollback_items(report: Report) -> Iterator[AttentionItem]:
     elif downgraded:
         severity: Severity = "warning" if downgraded > MIN_UNANSWERED_SHARE * report.coverage.fleet else "note"
         further = "No rollout was rolled back as a whole"
-        yield AttentionItem(severity, "↓", evidence, further, downgraded, "modules", commands, link="changes")
+        yield AttentionItem(severity, "↓", evidence, further, downgraded, "installed modules", commands, link="changes")
 
 
 def _stalled_items(report: Report) -> Iterator[AttentionItem]:
@@ -351,7 +356,7 @@ def _stalled_items(report: Report) -> Iterator[AttentionItem]:
         evidence, cases = f"{_share_and_peak(first)} of its devices run it. {evidence}", ()
     commands = _behind(report, first, of_many=count.rollouts > 1)
     yield AttentionItem(
-        "warning", "▪", title, evidence, count.behind, "modules behind", commands, cases, first.shares, "rollouts"
+        "warning", "▪", title, evidence, count.behind, _BEHIND, commands, cases, first.shares, "rollouts"
     )
 
 
@@ -403,7 +408,7 @@ def _newer_items(report: Report) -> Iterator[AttentionItem]:
         f"{began}: {newer.describe_exit() or (_describe_answered(newer) if killed else 'no result')}",
         MAX_SENTENCE_LENGTH,
     )
-    commands = (ShellCommand("say what to do", "auditor status", (report.directory,)),)
+    commands = (ShellCommand("see what to do", "auditor status", (report.directory,)),)
     yield AttentionItem("error", "✕", title, evidence, 0, "", commands)
 
 

@@ -23,6 +23,7 @@ from auditor.report.model import (
     ProblemSection,
     Report,
     RolloutSection,
+    SuccessfulRun,
     VersionSection,
 )
 from auditor.report.policy import read_policy
@@ -35,7 +36,7 @@ from auditor.report.versions import (
     reported_run,
 )
 from auditor.runs.estimates import define_estimates
-from auditor.runs.folder import RunCatalog, find_run
+from auditor.runs.folder import RunCatalog, StoredRun, find_run
 from auditor.runs.locking import current_state, was_killed
 from auditor.runs.manifest import Manifest
 from auditor.runs.views import define_sealed_views, products_query
@@ -45,7 +46,7 @@ from auditor.storage.tables import translate_read_errors
 
 
 class _RunSections(NamedTuple):
-    """Sections read from the run's own database, the folder of the previous run, and a newer one that failed."""
+    """Sections read from the run's own database, the folder of the previous run, and other runs that the page names."""
 
     coverage: CoverageSection
     problems: ProblemSection
@@ -54,6 +55,7 @@ class _RunSections(NamedTuple):
     previous: Path | None
     groups: GroupSection | None
     newer: Manifest | None
+    last_success: SuccessfulRun | None
 
 
 def build_report(
@@ -121,6 +123,7 @@ def build_report(
         groups=sections.groups,
         rules=None if policy is None else policy.source,
         newer=sections.newer,
+        last_success=sections.last_success,
     )
 
 
@@ -153,16 +156,17 @@ def _read_sections(
         coverage = read_coverage(database, run, sample)
         problems = read_problems(database, run.manifest)
         versions = read_versions(database, work)
-        groups = read_groups(database, group_by) if group_by else None
-        earlier, previous, newer = EarlierRuns((reported_run(run),)), None, None
+        earlier, previous, newer, success = EarlierRuns((reported_run(run),)), None, None, None
         with _collect_errors(unreadable):
             catalog = RunCatalog(directory)
             unreadable.extend(f"run skipped: {error}" for error in catalog.unreadable)
             previous, newer = _find_previous(catalog, run), _find_newer(catalog, run.manifest)
+            success = _find_success(catalog, run)
             earlier = read_earlier_runs(database, run, directory, work)
         define_earlier_rows(database)
         rollouts = read_rollout_section(database, earlier, None if previous is None else previous.name, work)
-        return _RunSections(coverage, problems, versions, rollouts, previous, groups, newer)
+        groups = read_groups(database, group_by) if group_by else None
+        return _RunSections(coverage, problems, versions, rollouts, previous, groups, newer, success)
 
 
 def _find_previous(catalog: RunCatalog, run: RunSnapshot) -> Path | None:
@@ -170,10 +174,21 @@ def _find_previous(catalog: RunCatalog, run: RunSnapshot) -> Path | None:
 
     None: there is none. The catalog may have a copy of the run, which began at the same time.
     """
-    started_at = run.manifest.started_at
-    earlier = [run for run in catalog.earlier(run.manifest, run.folder) if run.manifest.started_at < started_at]
+    earlier = _list_earlier(catalog, run)
     answered = (each for each in earlier if each.manifest.devices.answered)
     return next((each.folder for each in (*answered, *earlier)), None)
+
+
+def _find_success(catalog: RunCatalog, run: RunSnapshot) -> SuccessfulRun | None:
+    """Return the last earlier run that was a success; None: there is none."""
+    found = (each for each in _list_earlier(catalog, run) if each.is_success)
+    return next((SuccessfulRun(each.folder.name, each.manifest.started_at) for each in found), None)
+
+
+def _list_earlier(catalog: RunCatalog, run: RunSnapshot) -> list[StoredRun]:
+    """Return the earlier runs, the newest first, without a copy of the run itself."""
+    started_at = run.manifest.started_at
+    return [each for each in catalog.earlier(run.manifest, run.folder) if each.manifest.started_at < started_at]
 
 
 def _find_newer(catalog: RunCatalog, manifest: Manifest) -> Manifest | None:

@@ -42,7 +42,7 @@ _EDGE = 4
 """Height of the edges of a chart, in percent."""
 
 _DATE_INTERVALS = 3
-"""Intervals between the days below a chart, if it has as many runs."""
+"""Intervals between the starts below a chart, if it has as many runs."""
 
 _MIN_LABEL_DISTANCE = 8.0
 """Distance of labels at the end of a chart, in percent of its height."""
@@ -121,7 +121,7 @@ def draw_ages(
     Args:
         runs: for each run the share of each area; None: the run has none, and is bridged.
         labels: a label for each area; empty: it has none.
-        dates: the day of each run.
+        dates: the start of each run.
         marked: numbers of runs that are marked by a line.
     """
     places = [(at, shares) for at, shares in enumerate(runs) if shares is not None]
@@ -130,7 +130,7 @@ def draw_ages(
     count = max(len(runs), 2)
     lower = [0.0] * len(places)
     shapes, ends = [], []
-    for area, color in enumerate(AGE_COLORS):
+    for area, color in enumerate(AGE_COLORS[: len(labels)]):
         upper = [bottom + shares[area] for bottom, (_, shares) in zip(lower, places, strict=True)]
         if any(shares[area] for _, shares in places):
             top = [(_across(at, count, 100), 100 * (1 - y)) for (at, _), y in zip(places, upper, strict=True)]
@@ -148,17 +148,22 @@ def draw_ages(
 
 
 def _date_labels(dates: Sequence[str]) -> Markup:
-    """Draw the days of some runs below a chart, the first and the last one included."""
+    """Draw the starts of some runs below a chart, the first and the last one included.
+
+    If they have times, there is room for these two. The last one has no day if it is that of the first one.
+    """
     count = len(dates)
-    intervals = max(1, min(_DATE_INTERVALS, (count - 1) // 2))
+    has_times = any(", " in date for date in dates)
+    intervals = 1 if has_times else max(1, min(_DATE_INTERVALS, (count - 1) // 2))
     labelled = sorted({round(part * (count - 1) / intervals) for part in range(intervals + 1)})
     labels = []
     for at in labelled:
         anchor = "start" if at == 0 else "end" if at == count - 1 else "middle"
         kind = "between" if 0 < at < count - 1 else "main"
         left = _number(_across(at, max(count, 2), 100))
+        text = dates[at].removeprefix(f"{dates[0].partition(', ')[0]}, ") if at else dates[at]
         labels.append(
-            Markup('<text class="{}" x="{}%" y="12" text-anchor="{}">{}</text>').format(kind, left, anchor, dates[at])
+            Markup('<text class="{}" x="{}%" y="12" text-anchor="{}">{}</text>').format(kind, left, anchor, text)
         )
     return Markup('<svg class="dates" aria-hidden="true" focusable="false">{}</svg>').format(Markup("").join(labels))
 

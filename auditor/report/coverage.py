@@ -20,6 +20,7 @@ from auditor.report.model import (
 )
 from auditor.runs.estimates import summarize_sample
 from auditor.runs.manifest import SUCCESSFUL_STATES, DeviceCounts, Manifest
+from auditor.runs.views import QUERIED
 from auditor.stats.stratified import StratifiedCounts
 from auditor.storage.database import scalar
 
@@ -36,6 +37,8 @@ _MAX_LENGTH = 400
 """Characters of a text that are read; devices, or an edited file, may have text that does not fit into memory."""
 
 _STATES = tuple(state.name for state in fields(DeviceCounts))
+
+_NEEDED_NO_REQUEST = f"source IN ({QUERIED}) AND status = 'empty' AND reason = 'never_activated' AND attempts = 0"
 
 _UNSAMPLED = "count(*) FILTER (source = 'unsampled')"
 
@@ -100,6 +103,7 @@ def read_coverage(
         ages=read_ages(database, run.manifest.started_at),
         unsampled=run.sources.unsampled,
         sample=None if sample is None else summarize_sample(database, sample),
+        never_activated=scalar(database, f"SELECT count(*) FROM devices WHERE {_NEEDED_NO_REQUEST}"),
     )
 
 
@@ -154,7 +158,7 @@ def read_groups(database: duckdb.DuckDBPyConnection, names: Sequence[str]) -> Gr
     """Read the devices by attributes of these names.
 
     Args:
-        database: with the views ``devices`` and ``modules``, and the table ``versions``; see ``read_versions``.
+        database: with the views ``devices``, ``modules`` and ``aged_versions``; see ``define_version_ages``.
         names: names of attributes.
     """
     combined = define_device_groups(database, names, MAX_GROUPS)
@@ -165,14 +169,14 @@ def read_groups(database: duckdb.DuckDBPyConnection, names: Sequence[str]) -> Gr
 
 
 _GROUPS = f"""
-  SELECT number, devices, failed, on_newest FROM (
+  SELECT number, devices, failed, on_target FROM (
     SELECT number, count(*) AS devices, count(*) FILTER (status = 'failed') AS failed FROM grouped_devices
     GROUP BY number
   ) LEFT JOIN (
-    SELECT number, coalesce(sum(m.devices) FILTER (version_order = 'newest'), 0) / sum(m.devices) AS on_newest FROM (
+    SELECT number, coalesce(sum(m.devices) FILTER (age <= 0), 0) / sum(m.devices) AS on_target FROM (
       SELECT number, account, product_key, lower(module_name) AS module_key, module_version, count(*) AS devices
       FROM ({GROUPED_MODULES}) GROUP BY ALL
-    ) m JOIN versions v ON m.account = v.account AND m.product_key IS NOT DISTINCT FROM v.product_key
+    ) m JOIN aged_versions v ON m.account = v.account AND m.product_key IS NOT DISTINCT FROM v.product_key
       AND m.module_key = lower(v.module_name) AND m.module_version = v.module_version
-    WHERE version_order <> 'unordered' GROUP BY number
+    WHERE age < 4 GROUP BY number
   ) USING (number) ORDER BY number"""

@@ -1,5 +1,7 @@
 """Format values for a page: bounded and printable text, numbers, percentages, times and ages."""
 
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from auditor.text.formatting import format_elapsed, format_share, parse_manifest_time, safe
@@ -45,6 +47,29 @@ def format_day(text: str) -> str:
     """Format the day of a manifest's time, such as ``22 Nov``."""
     time = parse_manifest_time(text)
     return display_text(text, 16) if time is None else f"{time.astimezone(UTC):%-d %b}"
+
+
+def format_since(earlier: str, later: str) -> str:
+    """Format the start of an earlier run by its day; by its time of day if the later run is of the same day."""
+    before, now = parse_manifest_time(earlier), parse_manifest_time(later)
+    if before is None or now is None or before.date() != now.date():
+        return format_day(earlier)
+    same_minute = f"{before:%H:%M}" == f"{now:%H:%M}"
+    return f"{before:%H:%M:%S} UTC" if same_minute else f"{before:%H:%M} UTC"
+
+
+def format_starts(starts: Sequence[str]) -> list[str]:
+    """Format the starts of runs: each by its day, with its minute, or its second, if others have the same text."""
+    times = [parse_manifest_time(text) for text in starts]
+    texts = [
+        [format_day(text) if time is None else f"{time:{pattern}}" for text, time in zip(starts, times, strict=True)]
+        for pattern in ("%-d %b", "%-d %b, %H:%M", "%-d %b, %H:%M:%S")
+    ]
+    counts = [Counter(each) for each in texts]
+    return [
+        next((text for text, count in zip(options, counts, strict=True) if count[text] == 1), options[-1])
+        for options in zip(*texts, strict=True)
+    ]
 
 
 def format_days(days: float) -> str:

@@ -60,6 +60,7 @@ class CoverageSection(msgspec.Struct, frozen=True):
         ages: ages of the answers.
         unsampled: devices that were not sampled.
         sample: estimates for the fleet; None if the run is not a sample.
+        never_activated: devices whose answer was known without a request, as they were never activated.
     """
 
     counts: DeviceCounts
@@ -69,6 +70,7 @@ class CoverageSection(msgspec.Struct, frozen=True):
     ages: AnswerAges
     unsampled: int = 0
     sample: SampleSummary | None = None
+    never_activated: int = 0
 
     @property
     def fleet(self) -> int:
@@ -199,6 +201,8 @@ class RolloutSection(msgspec.Struct, frozen=True):
         unknown: modules that are unknown because devices have no answer.
         unknown_by_account: number of all of these by account.
         warnings: warnings about the runs.
+        moved_targets: modules whose target is newer than it was in the previous run.
+        devices_by_product: devices to query by account and product, of the products with the largest modules.
     """
 
     runs: tuple[PastRun, ...]
@@ -214,6 +218,8 @@ class RolloutSection(msgspec.Struct, frozen=True):
     unknown: tuple[UnknownModule, ...] = ()
     unknown_by_account: Mapping[str, int] = msgspec.field(default_factory=dict)
     warnings: tuple[RunWarning, ...] = ()
+    moved_targets: int = 0
+    devices_by_product: Mapping[tuple[str, str | None], int] = msgspec.field(default_factory=dict)
 
     @property
     def share(self) -> float | None:
@@ -292,6 +298,7 @@ class PolicySection(msgspec.Struct, frozen=True):
         examples: some violations: rule, where, and why.
         warnings: warnings about the policy.
         problem: why the policy could not be evaluated; None if it was.
+        rules_with_devices: names of the violated rules whose violations name devices.
     """
 
     results: tuple[RuleResult, ...] = ()
@@ -301,6 +308,7 @@ class PolicySection(msgspec.Struct, frozen=True):
     examples: tuple[tuple[str, str, str], ...] = ()
     warnings: tuple[RunWarning, ...] = ()
     problem: str | None = None
+    rules_with_devices: frozenset[str] = frozenset()
 
     @property
     def undecided(self) -> int:
@@ -320,13 +328,13 @@ class DeviceGroup(msgspec.Struct, frozen=True):
         values: text of each attribute, which may be cut; None: the devices have none.
         devices: number of devices.
         failed: number of them that failed.
-        on_newest: fraction of their modules with a known newest version that run it; None: there are none.
+        on_target: fraction of their installed modules with a target that run it; None: there are none.
     """
 
     values: tuple[str | None, ...]
     devices: int
     failed: int
-    on_newest: float | None
+    on_target: float | None
 
 
 class GroupSection(msgspec.Struct, frozen=True):
@@ -394,6 +402,13 @@ class ProblemSection(msgspec.Struct, frozen=True):
     products: tuple[RequestEffort, ...]
 
 
+class SuccessfulRun(msgspec.Struct, frozen=True):
+    """The last run before the reported one that was a success: name of its folder, and its start."""
+
+    run: str
+    started_at: str
+
+
 class Report(msgspec.Struct, frozen=True):
     """All contents of a report.
 
@@ -415,6 +430,7 @@ class Report(msgspec.Struct, frozen=True):
         written_at: when the report was written.
         groups: devices by attributes; None: none are configured.
         newer: manifest of a newer run that ended without success; None: there is none.
+        last_success: the last earlier run that was a success; None: the directory has none.
     """
 
     folder: str
@@ -434,6 +450,12 @@ class Report(msgspec.Struct, frozen=True):
     groups: GroupSection | None = None
     rules: str | None = None
     newer: Manifest | None = None
+    last_success: SuccessfulRun | None = None
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether any device has a conclusive answer."""
+        return self.coverage.counts.answered > 0
 
     @property
     def state(self) -> str:

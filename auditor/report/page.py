@@ -26,16 +26,17 @@ from auditor.query.describe import (
     format_limits,
 )
 from auditor.query.warnings import is_tolerated, release_warnings, state_label
-from auditor.report.attention import AttentionItem, list_attention, read_verdict
+from auditor.report.attention import AttentionItem, list_attention
 from auditor.report.charts import color_classes, draw_ages, draw_bar, draw_sparkline, state_segments
 from auditor.report.filters import (
     MAX_SENTENCE_LENGTH,
     UNKNOWN,
     display_text,
     format_age,
-    format_day,
     format_number,
     format_percent,
+    format_since,
+    format_starts,
     format_time,
 )
 from auditor.report.model import AGES, Report, VersionShare
@@ -51,9 +52,10 @@ from auditor.report.rollout_view import (
     format_change_of_share,
     list_state_filters,
 )
-from auditor.report.tiles import Tile, list_tiles
+from auditor.report.tiles import Tile, list_tiles, read_verdict
+from auditor.report.versions import UNORDERED
 from auditor.stats.intervals import Interval
-from auditor.text.formatting import format_change, format_duration, format_interval, parse_manifest_time
+from auditor.text.formatting import format_change, format_count, format_duration, format_interval, parse_manifest_time
 
 MAX_VERSION_BYTES, MAX_ROLLOUT_BYTES = 550_000, 350_000
 """Bytes of the rows of versions and of rollouts; the rest of a page is smaller than what is left of 2 MB."""
@@ -73,11 +75,11 @@ _STATES = (
 _UNSAMPLED = ("unsampled", "unsampled", "Not sampled", "not in the random sample")
 
 _DRIFT = (
-    ("downgraded", "Downgraded", "modules with an older version", "bad"),
-    ("upgraded", "Upgraded", "modules with a newer version", "accent"),
-    ("changed", "Changed", "modules with a version of unknown order", "warn"),
-    ("appeared", "Appeared", "modules newly reported by a device", "empty"),
-    ("vanished", "Vanished", "modules no longer reported by a device", "not-found"),
+    ("downgraded", "Downgraded", "installed modules with an older version", "bad"),
+    ("upgraded", "Upgraded", "installed modules with a newer version", "accent"),
+    ("changed", "Changed", "installed modules with a version of unknown order", "warn"),
+    ("appeared", "Appeared", "installed modules newly reported by a device", "empty"),
+    ("vanished", "Vanished", "installed modules no longer reported by a device", "not-found"),
     ("joined", "Joined", "new devices", "good"),
     ("left", "Left", "removed devices", "plain"),
     ("not_seen", "Not seen", "devices without an answer in one of the runs", "muted"),
@@ -86,9 +88,9 @@ _DRIFT = (
 
 _BANNERS = {
     "tampered": "Files of this run were changed: do not rely on these numbers.",
-    "killed": "The audit was killed: these numbers do not cover the whole fleet.",
-    "running": "The audit is in progress: these numbers do not cover the whole fleet.",
-    "aborted": "The audit was aborted: these numbers do not cover the whole fleet.",
+    "killed": "The audit was killed: {}.",
+    "running": "The audit is in progress: {}.",
+    "aborted": "The audit was aborted: {}.",
     "sample": "A random sample of the fleet: shares are estimates with 95% intervals.",
 }
 """Banner by label, the most important first."""
@@ -126,6 +128,8 @@ def render_page(report: Report) -> str:
         max_attention=MAX_ATTENTION,
         calm=_calm(report),
         ages=AGES,
+        starts=format_starts([run.started_at for run in rollouts.runs]),
+        silence=_describe_silence(report),
         ages_chart=_ages_chart(report, labelled),
         marked=len(labelled),
         heat=arrange_heat_map(report, len(rollout_rows)),
@@ -181,15 +185,21 @@ def _tile_chart(report: Report, tile: Tile) -> str:
 
 def _ages_chart(report: Report, labelled: Sequence[int]) -> str:
     rollouts = report.rollouts
-    shares = [None if ages is None else [count / (sum(ages) or 1) for count in ages] for ages in rollouts.ages]
+    shares = [_age_shares(ages) for ages in rollouts.ages]
     last = shares[-1]
     if last is None:
         return ""
     labels = [f"{name} {format_percent(share)}" if share else "" for name, share in zip(_AGE_LABELS, last, strict=True)]
-    return draw_ages(shares, labels, [format_day(run.started_at) for run in rollouts.runs], labelled)
+    return draw_ages(shares, labels, format_starts([run.started_at for run in rollouts.runs]), labelled)
 
 
-_AGE_LABELS = ("on target", "1 behind", "2 behind", "older", "no order")
+def _age_shares(ages: Sequence[int] | None) -> list[float] | None:
+    """Return the share of each age among modules with a target; None: there are none."""
+    ordered = () if ages is None else ages[:UNORDERED]
+    return [count / sum(ordered) for count in ordered] if any(ordered) else None
+
+
+_AGE_LABELS = ("on target", "1 behind", "2 behind", "older")
 
 
 def _calm(report: Report) -> str:
@@ -204,9 +214,10 @@ def _calm(report: Report) -> str:
             "no rule is violated" if not report.policy.violated else "only rules with severity note are violated"
         )
     if report.changes is not None and report.changes.shares is None:
-        parts.append(
-            f"{report.changes.counts.upgraded:,} modules were upgraded since {format_day(report.changes.started_at)}"
-        )
+        upgraded = report.changes.counts.upgraded
+        since = format_since(report.changes.started_at, report.manifest.started_at)
+        were = "was" if upgraded == 1 else "were"
+        parts.append(f"{format_count(upgraded, 'installed module')} {were} upgraded since {since}")
     return ", ".join(parts)[:1].upper() + ", ".join(parts)[1:] + "."
 
 
@@ -242,9 +253,10 @@ def _change_bar(row: Mapping[str, Any], modules: Sequence[Mapping[str, Any]]) ->
 
 def _banner(report: Report) -> str:
     """Return the sentence of the page's banner; it is shown if the report has a label."""
+    limit = "these numbers do not cover the whole fleet" if report.has_answers else _describe_silence(report)
     for label, sentence in _BANNERS.items():
         if label in report.labels:
-            return sentence
+            return sentence.format(limit)
     unanswered, unknown = report.coverage.counts.unanswered, report.rollouts.unknown_count
     if not unanswered:
         return "These numbers do not cover the whole fleet."
@@ -253,11 +265,17 @@ def _banner(report: Report) -> str:
     return f"These numbers do not cover the whole fleet: {of}{modules}."
 
 
+def _describe_silence(report: Report) -> str:
+    """Return what a run without answers has instead of them."""
+    so_far = " so far" if report.manifest.state == "running" else ""
+    return f"{'no device has an answer' if report.coverage.fleet else 'no device was listed'}{so_far}"
+
+
 def _data_time(report: Report) -> str:
     """Return when the answers were given, and how old the oldest is."""
     first, last = report.coverage.ages.first, report.coverage.ages.last
     if first is None or last is None:
-        return "no answer yet"
+        return "answers of unknown time" if report.has_answers else ""
     begin, end = format_time(first).removesuffix(" UTC"), format_time(last)
     end_day, _, end_hour = end.partition(", ")
     until = "" if f"{begin} UTC" == end else f" to {end_hour if begin.startswith(end_day) else end}"
@@ -274,11 +292,12 @@ def _run_duration(report: Report) -> str:
 
 def _answer_ages(report: Report) -> list[tuple[str, str, str, int]]:
     """Return devices by the age of their answer at the run's start, if some answers are carried."""
-    ages = report.coverage.ages
+    ages, inactive = report.coverage.ages, report.coverage.never_activated
     if not ages.carried:
         return []
     return [
-        ("queried", "Queried", "answered in this run", ages.queried),
+        ("queried", "Queried", "answered in this run", ages.queried - inactive),
+        ("never_activated", "Never activated", "known without a request", inactive),
         ("day", "Up to 1 day", "carried; age at the run's start", ages.day),
         ("week", "Up to 7 days", "carried", ages.week),
         ("older", "Older", "carried", ages.older),
@@ -330,7 +349,7 @@ def _environment() -> Environment:
         "text": display_text,
         "sentence": lambda text: display_text(text, MAX_SENTENCE_LENGTH),
         "warning": lambda warning: describe_warning(warning, Path(warning.run).name),
-        "number": format_number, "percent": format_percent, "interval": _format_interval, "day": format_day,
+        "number": format_number, "percent": format_percent, "interval": _format_interval,
         "time": lambda time: format_time(parse_manifest_time(time) if isinstance(time, str) else time),
         "ages": describe_ages, "recheck": describe_recheck, "sample": describe_sample,
         "unseen": describe_unseen_versions, "state_bar": lambda by_state: draw_bar(state_segments(by_state)),

@@ -33,19 +33,30 @@ def read_policy(run: Path, policy: Policy, now: datetime) -> PolicySection:
             report.results,
             key=lambda result: (_ORDER.index(result.verdict), get_args(Severity).index(result.rule.severity)),
         )
-        examples = [
-            (result.rule.name, *_describe_violation(row))
+        violations = [
+            (result.rule.name, list(_violations(table)))
             for result, table in zip(report.results, report.examples, strict=True)
             if result.verdict == "violated"
-            for row in islice(_violations(table), MAX_EXAMPLES_PER_RULE)
         ]
+        examples = [
+            (name, *_describe_violation(row)) for name, rows in violations for row in rows[:MAX_EXAMPLES_PER_RULE]
+        ]
+        # Without an answer every rule matches nothing, whatever its patterns are.
+        hidden = () if report.run.counts.answered else ("unmatched_rule",)
         return PolicySection(
             results=tuple(results[:MAX_RULES]),
             omitted=max(0, len(results) - MAX_RULES),
             violated=sum(result.verdict == "violated" for result in results),
             verdicts=Counter(_key(result) for result in results),
             examples=tuple(examples[:MAX_EXAMPLES]),
-            warnings=tuple(warning for warning in report.warnings if warning not in report.run.warnings),
+            warnings=tuple(
+                warning
+                for warning in report.warnings
+                if warning not in report.run.warnings and warning.kind not in hidden
+            ),
+            rules_with_devices=frozenset(
+                name for name, rows in violations if any(row["device_name"] or row["iot_id"] for row in rows)
+            ),
         )
 
 

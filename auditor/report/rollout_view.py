@@ -13,17 +13,22 @@ from auditor.report.charts import draw_sparkline
 from auditor.report.filters import (
     UNKNOWN,
     display_text,
-    format_day,
     format_days,
     format_percent,
     format_points,
     format_signed,
+    format_starts,
 )
 from auditor.report.model import Report, RolloutDetail
-from auditor.text.formatting import format_count
 
 MAX_MAP_ROWS, MAX_MAP_COLUMNS, MAX_MAP_BYTES = 40, 16, 250_000
 """Products and modules of the map, and its bytes."""
+
+MAX_SHORT_MAP = 12
+"""Products of a map that is less tall than the details of a module."""
+
+_MAP_WIDTH, _SHORT_MAP_WIDTH, _CHARACTER_WIDTH = 484, 676, 6.6
+"""Least pixels of all modules of a map, of those of a short one, and pixels of a character of their names."""
 
 MAX_DETAIL_BYTES = 300_000
 """Bytes of the details."""
@@ -79,6 +84,17 @@ class HeatMap:
     products: int
     states: frozenset[RolloutState]
 
+    @property
+    def is_short(self) -> bool:
+        """Whether the details go below the map: beside it they would be much taller."""
+        return len(self.rows) <= MAX_SHORT_MAP
+
+    @property
+    def has_long_names(self) -> bool:
+        """Whether a name of a module is wider than its column, so that the headings are turned."""
+        room = (_SHORT_MAP_WIDTH if self.is_short else _MAP_WIDTH) / max(1, len(self.modules))
+        return max((_CHARACTER_WIDTH * len(name) + 6 for name in self.modules), default=0) > room
+
 
 def arrange_heat_map(report: Report, linked: int) -> HeatMap:
     """Arrange the rollouts by product and module, those with the most devices first.
@@ -95,7 +111,7 @@ def arrange_heat_map(report: Report, linked: int) -> HeatMap:
     for number, each in enumerate(rollouts):
         product = each.account, each.product_key
         products[product][each.module_name.lower()] = number
-        sizes[product] = max(sizes[product], each.devices)
+        sizes[product] = max(sizes[product], each.devices)  # most of its devices report the largest module
         modules[each.module_name.lower()] += each.devices
         titles.setdefault(each.module_name.lower(), each.module_name)  # as the largest rollout has it
     columns = sorted(name for name, _ in modules.most_common(MAX_MAP_COLUMNS))
@@ -107,7 +123,8 @@ def arrange_heat_map(report: Report, linked: int) -> HeatMap:
         if room < 0:
             break
         name = next(rollouts[at].product_name for at in products[product].values())
-        rows.append(MapRow(*product, name, devices, cells))
+        counted = report.rollouts.devices_by_product.get(product, devices)
+        rows.append(MapRow(*product, name, counted, cells))
     states = frozenset(cell.state for row in rows for cell in row.cells if cell is not None)
     headings = tuple(titles[name] for name in columns)
     return HeatMap(headings, tuple(rows), max(len(products), report.coverage.product_count), states)
@@ -122,11 +139,16 @@ def _map_cell(rollout: Rollout, number: int, linked: int) -> MapCell:
     else:
         shade = SHADES[-1] if rollout.state == "done" else SHADES[sum(share >= limit for limit in _SHADE_LIMITS)]
     sign = "" if rollout.state in ("done", "not_started") else f"{GLYPHS[rollout.state]} "
-    text = "?" if share is None else f"{sign if rollout.state != 'unknown' else ''}{int(100 * share + 1e-9)}"
+    text = "?" if share is None else f"{sign if rollout.state != 'unknown' else ''}{_whole_percent(share)}"
     names = f"{display_text(rollout.product_name or rollout.product_key, 32)}, {display_text(rollout.module_name, 24)}"
     label = f"{names}: {_describe_share(rollout, 24)}, {rollout.state.replace('_', ' ')}"
     link = f"rollout-{number}" if number < linked else "rollouts"
     return MapCell(number, rollout.module_name, shade, rollout.state, text, label, link)
+
+
+def _whole_percent(share: float) -> int:
+    """Return a share in whole percent: 100 only for all, and 0 only for none."""
+    return int(100 * share) if share in {0.0, 1.0} else min(99, max(1, round(100 * share)))
 
 
 def _describe_share(rollout: Rollout, length: int) -> str:
@@ -147,12 +169,13 @@ def draw_rollout(rollout: Rollout) -> str:
 
 
 def describe_rollouts(report: Report) -> str:
-    """Return how many rollouts are active."""
+    """Return how many rollouts are active, and in which states they are."""
     rollouts = report.rollouts
-    modules = format_count(rollouts.total, "module")
-    if not rollouts.active:
-        return modules
-    return f"{rollouts.active:,} of {modules} {'is' if rollouts.active == 1 else 'are'} on the way to a new version"
+    states: tuple[tuple[RolloutState, str], ...] = (
+        ("moving", "moving"), ("stalled", "stalled"), ("rolled_back", "rolled back"),
+    )  # fmt: skip
+    parts = ", ".join(f"{rollouts.count(state):,} {name}" for state, name in states if rollouts.count(state))
+    return f"{parts or 'none active'} of {rollouts.total:,}"
 
 
 def list_state_filters(report: Report, shown: int) -> list[tuple[str, str, int]]:
@@ -205,8 +228,8 @@ def encode_details(report: Report) -> Markup:
         modules.append(entry)
     if not modules:
         return Markup()
-    days = [format_day(each.started_at) for each in rollouts.runs]
-    return Markup(encode_json({"runs": days, "modules": modules}))  # noqa: S704  escaped by encode_json
+    starts = format_starts([each.started_at for each in rollouts.runs])
+    return Markup(encode_json({"runs": starts, "modules": modules}))  # noqa: S704  escaped by encode_json
 
 
 def _detail_entry(detail: RolloutDetail, run: str) -> dict[str, object]:

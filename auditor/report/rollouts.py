@@ -14,7 +14,6 @@ from auditor.report.versions import (
     UNORDERED,
     EarlierRuns,
     count_ages,
-    cut_version,
     define_version_ages,
 )
 from auditor.storage.database import load_rows
@@ -24,6 +23,9 @@ MAX_DETAILED, MAX_VERSIONS, MAX_UNKNOWN = 400, 6, 50
 
 _MAX_MODULES = 10 * MAX_ROLLOUTS
 """Modules that are read, those with the most devices: a damaged run may have a product for each device."""
+
+_MAX_PRODUCTS = 200
+"""Products whose devices are counted, those with the largest modules; the map has fewer."""
 
 _MAX_LENGTH = 400
 """Characters of a text that are read."""
@@ -73,20 +75,21 @@ def read_rollout_section(
             ).fetchall()
         ),
         warnings=earlier.warnings,
+        moved_targets=0 if before is None else _count_moved_targets(database, runs, before),
+        devices_by_product={
+            (account, product): devices
+            for account, product, devices in database.execute(
+                f"SELECT left(account, {_MAX_LENGTH}), left(product_key, {_MAX_LENGTH}), any_value(sampled) "
+                "FROM modules_in_use m JOIN product_states p USING (account, product_key) "
+                "GROUP BY account, product_key "
+                f"ORDER BY max(m.devices) DESC, account, product_key LIMIT {_MAX_PRODUCTS}"
+            ).fetchall()
+        },
     )
 
 
 def _read_without_states(database: duckdb.DuckDBPyConnection, runs: int) -> Rollouts:
     """Return the modules of a run whose rollouts have no state, as one in progress, by the ages of their versions."""
-    database.execute(
-        f"""
-      CREATE TABLE aged_versions AS
-      SELECT v.*, target, is_released, released_at, age
-      FROM versions v
-      JOIN version_rows r ON r.run = $1 AND r.module = v.module AND r.module_version = {cut_version("v.module_version")}
-      LEFT JOIN module_targets t ON t.module = v.module""",
-        [runs - 1],
-    )
     rows = database.execute(
         f"SELECT left(v.account, {_MAX_LENGTH}), left(v.product_key, {_MAX_LENGTH}), "
         f"any_value(left(product_name, {_MAX_LENGTH})), max(left(module_name, {_MAX_LENGTH})), sum(devices)::BIGINT, "
@@ -155,6 +158,21 @@ def _change(database: duckdb.DuckDBPyConnection, previous: int, last: int) -> fl
         [previous, last],
     ).fetchone()
     return None if row is None else row[0]
+
+
+def _count_moved_targets(database: duckdb.DuckDBPyConnection, runs: Sequence[PastRun], previous: int) -> int:
+    """Return how many modules of the previous run have a newer target since: released, or first seen, after it."""
+    row = database.execute(
+        """
+      SELECT count(*) FROM (
+        SELECT module, min(run) FILTER (age = 0) AS first_run FROM version_rows
+        GROUP BY module HAVING bool_or(run = $1) AND bool_or(run = $2)
+      ) JOIN module_targets USING (module)
+      WHERE CASE WHEN is_released AND released_at IS NOT NULL THEN released_at > try_cast($3 AS TIMESTAMP)
+        ELSE first_run = $2 END""",
+        [previous, len(runs) - 1, runs[previous].started_at],
+    ).fetchone()
+    return 0 if row is None else row[0]
 
 
 def _read_versions(

@@ -193,7 +193,8 @@ def define_version_ages(database: duckdb.DuckDBPyConnection, last: int, work: Pa
 
     Its columns are run, module (as in ``versions``), module_version, devices, age (a place in ``AGES``, or -1) and
     place (the newest first). A module's target is that of its rollout; if no run has rollouts, its newest version.
-    Defines ``module_targets``, too: the target of each module that has one, and its release.
+    Defines ``module_targets``, too: the target of each module that has one, and its release; and ``aged_versions``:
+    the rows of ``versions`` with their age, the target of their module, and its release.
 
     Args:
         database: with the tables ``versions``, ``modules_in_use``, ``earlier_rows``, and ``marked_versions`` if any run
@@ -235,6 +236,11 @@ def define_version_ages(database: duckdb.DuckDBPyConnection, last: int, work: Pa
         "JOIN numbered_versions USING (module, module_version) JOIN version_ages USING (number)"
     )
     database.execute("DROP TABLE counted_versions; DROP TABLE numbered_versions; DROP TABLE version_ages")
+    database.execute(
+        "CREATE VIEW aged_versions AS SELECT v.*, target, is_released, released_at, age FROM versions v "
+        f"JOIN version_rows r ON r.run = {last:d} AND r.module = v.module "
+        f"AND r.module_version = {cut_version('v.module_version')} LEFT JOIN module_targets t ON t.module = v.module"
+    )
 
 
 def _define_marks(database: duckdb.DuckDBPyConnection) -> None:

@@ -93,7 +93,10 @@ def test_the_demonstration_ends_with_a_page_to_open_and_each_printed_command_wor
         return words[0]
 
     assert [try_command(line) for line in commands.splitlines()] == ["inventory", "diff", "policy"]
-    copied = {unescape(line) for line in re.findall(r'<div class="command">.*?<code>(.*?)</code>', html)}
+    copied = {
+        unescape(re.sub("</?span>", "", line))
+        for line in re.findall(r'<div class="command">.*?<code>(.*?)</code>', html)
+    }
     copied |= {entry["command"] for entry in parse_html(html).island["modules"] if entry["command"]}
     assert {try_command(line) for line in copied} >= {"devices", "policy"}
     finds_auditor = done.stderr.partition("let the shell find auditor: ")[2].splitlines()[0]

@@ -30,6 +30,7 @@ from auditor.text.extras import describe_extra
 from tests.database import run_interrupted_query
 from tests.hooks.receiver import TOKEN, receiving
 from tests.integration.audits import SLOW_LATENCY, interrupted_audit, plain_world, settings_at
+from tests.report.pages import parse_html
 from tests.runs.run_folders import build, edit_manifest, every_status, failed, named, ok
 
 ACCOUNT = {
@@ -105,8 +106,8 @@ def test_a_page_of_a_run_has_paths_that_work_everywhere(tmp_path: Path, monkeypa
     configured = prepare_hooks(parse_settings({"account": [ACCOUNT], **tables}, folder=Path()))
     done = run_hooks("audits/run", configured)
     assert done.problems == ()
-    page = (tmp_path / "audits" / "run" / "report.html").read_text()
-    assert f"auditor policy {tmp_path}/audits/run {tmp_path}/rules.toml --devices" in page
+    page = parse_html((tmp_path / "audits" / "run" / "report.html").read_text()).text
+    assert f"auditor policy {tmp_path}/audits/run {tmp_path}/rules.toml --rule='ble 1.1' --devices" in page
 
 
 def test_a_resume_evaluates_a_policy_that_could_not_be_evaluated(

@@ -13,11 +13,11 @@ from auditor.cli.app import main
 from auditor.models import Outcome
 from auditor.policy.loader import load_policy, parse_policy
 from auditor.policy.model import Policy
-from auditor.report.attention import ShellCommand, list_attention, read_verdict
+from auditor.report.attention import ShellCommand, list_attention
 from auditor.report.builder import build_report
 from auditor.report.model import Report
 from auditor.report.render import render_html
-from auditor.report.tiles import list_tiles
+from auditor.report.tiles import list_tiles, read_verdict
 from auditor.runs.folder import MODULES
 from auditor.runs.locking import RunLock
 from auditor.runs.manifest import State
@@ -70,9 +70,13 @@ def test_rollback_is_first_and_names_the_worst_and_the_command(tmp_path: Path) -
     folder = nights(tmp_path, *answer(4, back=True))
     report = build_report(folder, now=NOW)
     first = list_attention(report)[0]
-    assert (first.severity, first.title, first.unit) == ("error", "4 rollouts were rolled back", "modules behind")
+    assert (first.severity, first.title, first.unit) == (
+        "error",
+        "4 rollouts were rolled back",
+        "installed modules behind",
+    )
     assert first.number == 38
-    assert first.evidence == "30 modules were downgraded since 23 Nov"
+    assert first.evidence == "30 installed modules were downgraded since 23 Nov"
     assert len(first.cases) == 3
     assert all(case.endswith(("%", "0%")) and "ble 1.1: " in case and " → " in case for case in first.cases)
     assert first.commands[0].line == f"auditor diff {folder.parent}/night3 {folder} --changed=downgraded"
@@ -164,6 +168,49 @@ def test_a_killed_run_is_called_so_everywhere_on_the_page(tmp_path: Path) -> Non
     assert "running" not in re.sub(r"(?s)<style>.*?</style>|<script.*?</script>|running-label", "", page)
 
 
+def test_a_rule_whose_violations_name_no_device_offers_no_list_of_devices(tmp_path: Path) -> None:
+    rules = [
+        {"name": "few versions", "module": "ble", "max_versions": 1, "severity": "warning"},
+        {"name": "it's 'new'", "module": "ble", "minimum": "1.1", "severity": "warning"},
+    ]
+    folder = nights(tmp_path, *answer(2))
+    policy = Policy(parse_policy({"rule": rules}, "rules.toml"), "rules.toml")
+    items = {item.title: item for item in list_attention(build_report(folder, now=NOW, policy=policy))}
+    few, new = items["few versions (warning)"], items["it's 'new' (warning)"]
+    assert (few.commands, few.unit) == ((), "product modules")
+    assert shlex.split(new.commands[0].line) == [
+        "auditor", "policy", str(folder), "rules.toml", "--rule=it's 'new'", "--devices",
+    ]  # fmt: skip
+
+
+def test_a_target_that_moved_is_named_beside_the_share(tmp_path: Path) -> None:
+    newest = [ok(device, ("wifi", "2.0" if n else "3.0"), ("ble", "1.1")) for n, device in enumerate(FLEET)]
+    for last, moved in ((newest, 1), (answer(4), 0)):
+        report = build_report(nights(tmp_path / str(moved), *last), now=NOW)
+        tile = next(each for each in list_tiles(report) if each.title == "On target")
+        (count,) = (each for each in tile.counts_below if each.figure == "targets.moved")
+        assert (count.count, count.noun) == (
+            moved,
+            "target moved since 23 Nov" if moved else "targets moved since 23 Nov",
+        )
+        assert ("target moved since 23 Nov" in parse_html(render_html(report)).text) == bool(moved)
+
+
+def test_the_tile_and_the_chart_have_one_share_on_target(tmp_path: Path) -> None:
+    last = [
+        ok(device, ("wifi", f"{n % 3}.0"), ("odd", "hot" if n % 8 < 4 else "1.0")) for n, device in enumerate(FLEET)
+    ]
+    report = build_report(nights(tmp_path, *last), now=NOW)
+    tile = next(each for each in list_tiles(report) if each.title == "On target")
+    text = parse_html(render_html(report)).text
+    assert tile.text == "32.5%"
+    assert f"on target {tile.text}" in text
+    assert "13 of 40 installed modules; 40 more have no target" in text
+    assert "share of 40 installed modules" in text
+    assert "40 more installed modules have no target" in text
+    assert "newest firmware" not in text
+
+
 def test_modules_that_are_gone_are_not_unknown(tmp_path: Path) -> None:
     last = [ok(device, ("wifi", "2.0")) if n else failed(device) for n, device in enumerate(FLEET)]
     report = build_report(nights(tmp_path, *last, max_failed="50%"), now=NOW)
@@ -176,7 +223,7 @@ def test_rules_without_a_verdict_are_no_good_news(tmp_path: Path) -> None:
     report = build_report(nights(tmp_path), now=NOW, policy=policy)
     assert titles(report) == [("warning", "No rule of the policy could be decided")]
     tile = next(each for each in list_tiles(report) if each.title == "Policy")
-    assert (tile.text, tile.tone) == ("none violated", "warn")
+    assert (tile.text, tile.tone) == ("1 undecided", "warn"), "as the terminal says"
     assert "Nothing needs attention" not in render_html(report)
 
 

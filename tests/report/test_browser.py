@@ -1,6 +1,7 @@
 """The page in a real browser: no requests, usable by keyboard, accessible, and names as text only."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -329,6 +330,104 @@ def test_age_is_rounded_as_in_the_report(open_page: Any) -> None:
         page.clock.set_fixed_time(now)
         page.reload()
         assert page.inner_text(".age") == f"· {format_age(started, now)}"
+
+
+LINES_OF_COMMANDS = """() => [...document.querySelectorAll('.command code')].map(code => {
+  const walker = document.createTreeWalker(code, NodeFilter.SHOW_TEXT), range = document.createRange(), lines = [];
+  let top = null;
+  while (walker.nextNode()) {
+    for (let at = 0; at < walker.currentNode.length; at++) {
+      range.setStart(walker.currentNode, at); range.setEnd(walker.currentNode, at + 1);
+      const box = range.getBoundingClientRect();
+      if (box.width && top !== null && box.top > top + 4) lines.push('');
+      if (box.width) top = box.top;
+      lines[Math.max(0, lines.length - 1)] = (lines[Math.max(0, lines.length - 1)] || '') + walker.currentNode.data[at];
+    }
+  }
+  return [code.textContent, lines.map(line => line.trim())];
+})"""
+
+
+@pytest.mark.parametrize("width", [375, 390, 1280])
+def test_commands_break_at_spaces_only(open_page: Any, width: int) -> None:
+    found = open_page(width).page.evaluate(LINES_OF_COMMANDS)
+    assert len(found) > 3
+    assert any(len(lines) > 1 for _, lines in found)
+    for command, lines in found:
+        assert " ".join(lines) == command
+
+
+def test_a_command_that_is_wider_than_a_phone_is_scrolled_by_keyboard(open_page: Any) -> None:
+    page = open_page(390).page
+    code = page.locator(".command code").first
+    code.evaluate("code => { code.lastElementChild.textContent = '--rules=' + 'long-'.repeat(40); }")
+    page.wait_for_timeout(200)
+    assert code.get_attribute("tabindex") == "0"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("width", [375, 390, 1280])
+def test_tables_that_scroll_have_a_sign_of_it(open_page: Any, width: int) -> None:
+    page = open_page(width).page
+    page.eval_on_selector_all("details", "all => all.forEach(each => { each.open = true; })")
+    page.wait_for_timeout(200)
+    boxes = page.eval_on_selector_all(
+        ".scroll",
+        "all => all.map(each => [each.scrollWidth > each.clientWidth + 1, getComputedStyle(each).maskImage !== 'none'])",
+    )
+    assert all(scrolls == sign for scrolls, sign in boxes)
+    assert any(scrolls for scrolls, _ in boxes)
+    if width < 1280:
+        rollouts = page.locator("#rollouts .scroll")
+        rollouts.evaluate("box => { box.scrollLeft = 40; }")
+        page.wait_for_timeout(100)
+        assert {"more-left", "more-right"} <= set(rollouts.get_attribute("class").split())
+
+
+@pytest.mark.parametrize("width", [375, 390])
+def test_on_a_phone_what_matters_is_on_the_screen(open_page: Any, width: int) -> None:
+    """A classic scrollbar leaves 375 of 390 pixels."""
+    page = open_page(width).page
+    page.click('#rollouts .chips button[data-states=""]')
+    edge = page.locator("#rollouts .scroll").bounding_box()
+    for name in ("On target", "Behind"):
+        heading = page.locator("#rollout-rows thead th", has_text=name).bounding_box()
+        assert heading["x"] + heading["width"] <= edge["x"] + edge["width"] - 8, name
+    assert page.locator("#policy .scroll").first.evaluate("box => box.scrollWidth <= box.clientWidth")
+    for link in page.locator(".top nav a").all():
+        box = link.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width, link.inner_text()
+    theme = page.locator("#theme").bounding_box()
+    for other in page.locator(".top > :not(#theme):not(.skip)").all():
+        box = other.bounding_box()
+        apart = box["x"] + box["width"] + 4 <= theme["x"] or box["y"] >= theme["y"] + theme["height"]
+        assert apart, other.inner_text()
+
+
+def test_headings_of_the_map_are_whole_and_details_leave_no_hole(open_page: Any) -> None:
+    page = open_page(1280).page
+    cut = page.eval_on_selector_all(
+        "#heat thead th",
+        "all => all.filter(each => each.scrollWidth > each.clientWidth + 1).map(each => each.textContent)",
+    )
+    assert cut == []
+    heat, detail = (page.locator(name).bounding_box() for name in ("#products > .card:first-child", "#detail"))
+    assert heat["x"] == detail["x"]
+    assert heat["width"] == detail["width"]
+    assert 0 < detail["y"] - heat["y"] - heat["height"] < 32
+
+
+def test_shares_of_the_details_are_rounded_as_in_the_report(open_page: Any, page_file: Path, tmp_path: Path) -> None:
+    html, page = page_file.read_text(), open_page().page
+    shares = {(5, 5): "100%", (4999, 5000): "99.9%", (1, 9000): "0.1%", (2366, 10000): "23.7%", (1, 2): "50%"}
+    for (count, of), text in shares.items():
+        entry = {"account": "a", "product": "p", "name": "p", "module": "m", "state": "done", "glyph": "", "share": "",
+                 "change": "", "devices": of, "count": 2, "command": "", "versions": [["2", 0, [count]]]}  # fmt: skip
+        island = json.dumps({"runs": ["1 Dec"], "modules": [entry]})
+        (tmp_path / "page.html").write_text(re.sub(r'(?s)(id="data">).*?(</script>)', rf"\g<1>{island}\g<2>", html))
+        page.goto((tmp_path / "page.html").as_uri())
+        assert page.inner_text("#detail tbody td:last-child") == text
 
 
 def test_command_is_copied(open_page: Any) -> None:

@@ -134,6 +134,12 @@ def test_first_and_last_day_are_labelled(runs: int) -> None:
     assert len(days) <= 5
 
 
+def test_runs_of_one_day_have_their_times_at_the_ends() -> None:
+    starts = ["1 Dec, 02:00", "1 Dec, 08:00", "1 Dec, 14:00", "1 Dec, 18:00"]
+    chart = draw_ages([[1.0, 0, 0, 0]] * 4, ["all", "", "", ""], starts)
+    assert [text for text in texts(chart) if ":" in text] == ["1 Dec, 02:00", "18:00"], "two have room"
+
+
 def test_each_color_has_its_classes() -> None:
     style = color_classes()
     assert len(set(COLORS)) == len(COLORS)

@@ -40,7 +40,8 @@ def test_rules_of_the_run_are_named_and_not_read(tmp_path: Path) -> None:
     assert f"the rules of the run are not evaluated; add --rules '{rules}'\n" in done.stderr
     page = (tmp_path / "fleet.html").read_text()
     assert "The rules of the run are not evaluated" in page
-    assert "Its settings name of the run.toml" in page
+    assert "Its settings name of the run.toml; --rules adds them" in page
+    assert "'of the run.toml'" in parse_html(page).text, "the command that evaluates them"
     rules.write_text('[[rule]]\nname = "recalled"\ndeny = ["1.0"]\n')
     done = auditor(tmp_path, "audits", "--rules", rules)
     assert parse_page(tmp_path / "fleet.html").figures["policy.violated"] == "1"

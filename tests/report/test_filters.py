@@ -1,4 +1,4 @@
-"""Text and numbers of a page: bounded, harmless, and never rounded up."""
+"""Text and numbers of a page: bounded, harmless, and 100% only for all."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -12,6 +12,8 @@ from auditor.report.filters import (
     format_day,
     format_number,
     format_percent,
+    format_since,
+    format_starts,
     format_time,
 )
 from auditor.text.formatting import parse_manifest_time
@@ -48,7 +50,7 @@ def test_only_a_complete_share_is_100_percent(some: int, rest: int) -> None:
     if format_percent(share).startswith("<"):
         assert share < 0.001
     else:
-        assert -1e-12 <= share - float(format_percent(share).rstrip("%")) / 100 < 0.001 + 1e-6
+        assert abs(share - float(format_percent(share).rstrip("%")) / 100) < 0.001 + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -78,3 +80,27 @@ def test_times_that_cannot_be_parsed_are_named() -> None:
         assert format_day(text)
     assert format_day("<b>") == "<b>"
     assert format_day("2026-11-02T02:00:00.000Z") == "2 Nov"
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "text"),
+    [
+        ("2026-11-30T02:00:00.000Z", "2026-12-01T02:00:00.000Z", "30 Nov"),
+        ("2026-12-01T02:00:00.000Z", "2026-12-01T14:30:00.000Z", "02:00 UTC"),
+        ("2026-12-01T02:00:07.000Z", "2026-12-01T02:00:31.000Z", "02:00:07 UTC"),
+        ("<b>", "2026-12-01T02:00:31.000Z", "<b>"),
+    ],
+)
+def test_an_earlier_run_of_the_same_day_has_its_time(earlier: str, later: str, text: str) -> None:
+    assert format_since(earlier, later) == text
+
+
+def test_runs_of_one_day_are_told_apart() -> None:
+    starts = ["2026-11-30T02:00:00Z", "2026-12-01T02:00:00Z", "2026-12-01T14:30:07Z", "2026-12-01T14:30:31Z", "<b>"]
+    assert format_starts(starts) == ["30 Nov", "1 Dec, 02:00", "1 Dec, 14:30:07", "1 Dec, 14:30:31", "<b>"]
+
+
+@given(st.lists(st.datetimes(datetime(2026, 1, 1), datetime(2026, 12, 31)), unique=True, max_size=30))  # noqa: DTZ001  in UTC
+def test_starts_that_differ_by_a_second_have_different_texts(times: list[datetime]) -> None:
+    seconds = sorted({time.replace(microsecond=0) for time in times})
+    assert len(set(format_starts([f"{time:%Y-%m-%dT%H:%M:%SZ}" for time in seconds]))) == len(seconds)

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from auditor.hooks.prometheus import render_metrics
 from auditor.report import coverage
 from auditor.report.builder import build_report
 from auditor.report.model import DeviceGroup
-from tests.runs.run_folders import build, failed, named, ok
+from tests.runs.run_folders import build, edit_manifest, failed, named, ok
 
 SITES = ["a1", "a1", "a1", "b2", "b2", "c3", None]
 
@@ -29,7 +31,7 @@ ONE = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Seven devices; the third one failed, and the first and the fourth are on the newest version."""
+    """Seven devices; the third one failed, and the first and the fourth are on the target."""
     fleet = [named(number) for number in range(len(SITES))]
     newest = (0, 3)
     outcomes = [
@@ -43,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     return build(tmp_path / "audits" / "run", fleet, outcomes, details=details).folder
 
 
-def test_devices_failures_and_the_newest_share_are_counted_by_attribute(folder: Path) -> None:
+def test_devices_failures_and_the_share_on_target_are_counted_by_attribute(folder: Path) -> None:
     found = build_report(folder, group_by=["site"]).groups
     assert found is not None
     assert found.rows == (
@@ -52,6 +54,19 @@ def test_devices_failures_and_the_newest_share_are_counted_by_attribute(folder: 
     )  # fmt: skip
     assert (found.combined, found.others) == (0, None)
     assert build_report(folder).groups is None
+
+
+def test_groups_and_the_first_screen_have_one_target(folder: Path) -> None:
+    """The target is the newest version of all runs, not that of the devices that answered in the last one."""
+    earlier = folder.rename(folder.with_name("earlier"))
+    later = build(folder, [named(0), named(1)], [ok(named(0), ("ble", "1.0")), failed(named(1))],
+                  details=[{"attributes": {"site": "a1"}}] * 2).folder  # fmt: skip
+    edit_manifest(later, lambda manifest: replace(manifest, started_at="2026-11-23T02:00:00.000Z"))
+    report = build_report(later, group_by=["site"], now=datetime(2026, 11, 23, 5, tzinfo=UTC))
+    assert earlier.is_dir()
+    assert report.rollouts.share == 0.0
+    assert report.groups is not None
+    assert report.groups.rows == (DeviceGroup(("a1",), 2, 1, 0.0),)
 
 
 def test_further_groups_are_one_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

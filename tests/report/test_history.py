@@ -320,4 +320,4 @@ def test_invalid_times_in_a_changed_file_are_tolerated(tmp_path: Path, expressio
     page = build_report(now, now=NOW)
     assert page.labels == ("tampered",)
     assert (page.coverage.ages.first is not None) == valid
-    assert ("no answer yet" in render_html(page)) != valid
+    assert ("answers of unknown time" in render_html(page)) != valid

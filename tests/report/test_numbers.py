@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from auditor.analysis.drift import diff_runs
 from auditor.policy.loader import load_policy
@@ -17,7 +18,7 @@ from auditor.report.tiles import list_tiles
 from auditor.runs.folder import DEVICES, MODULES
 from tests.database import connect
 from tests.report.pages import ParsedPage, parse_page
-from tests.runs.run_folders import build, edit_manifest, every_status, failed, named, ok
+from tests.runs.run_folders import build, carried_run, edit_manifest, every_status, failed, named, ok
 
 STATES = ("ok", "empty", "not_found", "failed", "pending")
 RULES = '[[rule]]\nname = "recalled"\ndeny = ["1.0"]\n'
@@ -205,7 +206,7 @@ def test_attention_and_tiles_equal_queries(history: Path) -> None:
         downgraded = drift.counts.downgraded
     first = list_attention(report)[0]
     assert (first.title, first.number) == ("2 rollouts were rolled back", behind)
-    assert first.evidence == f"{downgraded} modules were downgraded since 23 Nov"
+    assert first.evidence == f"{downgraded} installed modules were downgraded since 23 Nov"
     tiles = {tile.figure: tile for tile in list_tiles(report)}
     assert tiles["drift.downgraded"].value == downgraded
     assert tiles["devices.answered"].value == pytest.approx(59 / 60)
@@ -216,3 +217,16 @@ def test_attention_and_tiles_equal_queries(history: Path) -> None:
             for night in range(5)
         ]
     )
+
+
+def test_queried_devices_and_those_that_needed_no_request_add_up(tmp_path: Path) -> None:
+    """A device that was never activated is known from the device list; the run's number of queries is without it."""
+    fleet = [named(n) for n in range(9)]
+    inactive = [structs.replace(ok(each), attempts=0, reason="never_activated") for each in fleet[4:6]]
+    answers = [ok(each, ("ble", "1")) for each in fleet]
+    carried = [(each, "2026-11-21 02:00:00") for each in answers[6:]]
+    folder = carried_run(tmp_path / "run", fleet, [*answers[:4], *inactive], carried).folder
+    figures = parse_page(write_report(folder, tmp_path / "page.html")).figures
+    shown = {name: int(value) for name, value in figures.items() if name.startswith("ages.")}
+    assert shown == {"ages.queried": 4, "ages.never_activated": 2, "ages.day": 3, "ages.carried": 3}
+    assert sum(shown.values()) - shown["ages.carried"] == int(figures["devices.fleet"])

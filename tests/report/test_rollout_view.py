@@ -18,11 +18,13 @@ from auditor.report.rollout_view import (
     GLYPHS,
     SHADES,
     arrange_heat_map,
+    describe_rollouts,
     describe_states,
     encode_details,
     encode_json,
     list_state_filters,
 )
+from auditor.report.tiles import list_tiles
 from tests.report.fleets import EVIL, build_wide_run
 from tests.report.pages import parse_html
 from tests.runs.run_folders import build, edit_manifest, named, ok
@@ -49,7 +51,7 @@ def test_map_has_the_largest_products_and_modules_and_fits(tmp_path: Path, monke
     assert {cell.link for cell in cells if cell.number >= 10} == {"rollouts"}
     for cell in cells:
         rollout = report.rollouts.rollouts[cell.number].rollout
-        assert cell.text.endswith("?" if rollout.share is None else str(int(100 * rollout.share)))
+        assert cell.text.endswith("?" if rollout.share is None else str(round(100 * rollout.share)))
         assert cell.shade in {*SHADES, "back", "unknown"}
         assert rollout.module_name in cell.label
     monkeypatch.setattr(rollout_view, "MAX_MAP_BYTES", 20_000)
@@ -72,6 +74,55 @@ def test_the_map_has_the_names_of_modules_as_devices_report_them(tmp_path: Path)
     answers = [ok(device, ("Sensor-Hub", "1"), ("ble", "1")) for device in fleet]
     heat = arrange_heat_map(build_report(build(tmp_path / "run", fleet, answers).folder, now=NOW), 99)
     assert heat.modules == ("ble", "Sensor-Hub")
+
+
+def test_cells_are_rounded_and_100_means_all(tmp_path: Path) -> None:
+    shares = {"p0": (236, 1000), "p1": (999, 1000), "p2": (1, 1000), "p3": (5, 5), "p4": (87, 1000)}
+    fleet = [named(1000 * at + n, product=p) for at, (p, (_, of)) in enumerate(shares.items()) for n in range(of)]
+    answers = [
+        ok(device, ("ble", "2" if int(device.device_name[6:]) % 1000 < shares[device.product_key][0] else "1"))
+        for device in fleet
+        if device.device_name is not None and device.product_key is not None
+    ]
+    heat = arrange_heat_map(build_report(build(tmp_path / "run", fleet, answers).folder, now=NOW), 99)
+    cells = {row.product_key: cell.text for row in heat.rows for cell in row.cells if cell is not None}
+    assert cells == {"p0": "24", "p1": "99", "p2": "1", "p3": "100", "p4": "9"}
+
+
+def test_devices_of_a_product_in_the_map_are_those_of_the_page(tmp_path: Path) -> None:
+    fleet = [named(n, product=f"p{n % 2}") for n in range(20)]
+    answers = [ok(device, *[("ble", "1")] * (n < 14)) for n, device in enumerate(fleet[:18])]
+    heat = arrange_heat_map(build_report(build(tmp_path / "run", fleet, answers).folder, now=NOW), 99)
+    assert {row.product_key: row.devices for row in heat.rows} == {"p0": 10, "p1": 10}
+
+
+@pytest.mark.parametrize(
+    ("products", "names", "is_short", "turned"),
+    [(4, 9, True, False), (4, 16, True, True), (30, 4, False, False), (30, 9, False, True)],
+)
+def test_headings_are_turned_where_they_have_no_room(
+    tmp_path: Path,
+    products: int,
+    names: int,
+    is_short: bool,  # noqa: FBT001
+    turned: bool,  # noqa: FBT001
+) -> None:
+    fleet = [named(n, product=f"p{n}") for n in range(products)]
+    modules = [(f"module-{n:03}", "1") for n in range(names)]
+    report = build_report(build(tmp_path / "run", fleet, [ok(each, *modules) for each in fleet]).folder, now=NOW)
+    heat = arrange_heat_map(report, 99)
+    assert (heat.is_short, heat.has_long_names) == (is_short, turned)
+    page = render_html(report)
+    assert (' stacked"' in page, 'class="heat turned"' in page) == (is_short, turned)
+    assert "<span>module-000</span>" in page, "whole"
+
+
+def test_moving_rollouts_and_those_of_other_states_add_up_to_all(tmp_path: Path) -> None:
+    report = build_report(build_wide_run(tmp_path / "run", 5, 4, 3), now=NOW)
+    tile = next(each for each in list_tiles(report) if each.title == "Rollouts moving")
+    assert tile.text == "0 of 20"
+    assert sum(each.count for each in tile.counts_below if each.figure.startswith("rollouts.")) == 20
+    assert describe_rollouts(report) == "none active of 20"
 
 
 def test_filters_count_the_rows(tmp_path: Path) -> None:

@@ -114,22 +114,39 @@ def test_run_without_modules_has_no_versions(tmp_path: Path, modules: int) -> No
     assert shares.module_count == shares.row_count == modules
 
 
+def write_firmware(folder: Path, *packages: tuple[str, str, str]) -> None:
+    """Write the released firmware of a run: version, verification and time of each package of the module ble."""
+    rows = ", ".join(
+        f"('demo', 'p1', 'ble', '{version}', '{verification}', TIMESTAMP '{created_at}')"
+        for version, verification, created_at in packages
+    )
+    with connect() as database:
+        columns = ", ".join(f"{name} {kind}" for name, kind in FIRMWARE_COLUMNS.items())
+        database.execute(f"CREATE TEMP TABLE firmware ({columns})")
+        names = "account, product_key, module_name, version, verification, created_at"
+        database.execute(f"INSERT INTO firmware ({names}) VALUES {rows}")
+        database.execute(f"COPY firmware TO '{folder / FIRMWARE}' (FORMAT parquet)")
+
+
+@pytest.mark.parametrize(("released_at", "moved"), [("2026-11-22 12:00:00", 1), ("2026-11-21 12:00:00", 0)])
+def test_a_target_moved_if_it_was_released_after_the_previous_run(tmp_path: Path, released_at: str, moved: int) -> None:
+    fleet = [named(n) for n in range(4)]
+    for day, version in (("22", "1.0"), ("23", "1.1")):
+        folder = build(tmp_path / "runs" / day, fleet, [ok(each, ("ble", version)) for each in fleet]).folder
+        write_firmware(folder, ("1.0", "verified", "2026-11-01"), ("1.1", "verified", released_at))
+        began = f"2026-11-{day}T02:00:00.000Z"
+        edit_manifest(folder, lambda manifest, began=began: replace(manifest, started_at=began))  # type: ignore[misc]
+    found = build_report(folder).rollouts
+    assert found.rollouts[0].rollout.target_source == "released"
+    assert found.moved_targets == moved
+
+
 def test_firmware_is_on_target_by_its_date_where_its_versions_have_no_order(tmp_path: Path) -> None:
     fleet = [named(n) for n in range(12)]
     texts = ["build-new"] * 8 + ["build-old"] * 2 + ["build-beta", "unlisted"]
     folder = build(tmp_path / "run", fleet, [ok(d, ("ble", t)) for d, t in zip(fleet, texts, strict=True)]).folder
-    rows = ", ".join(
-        f"('demo', 'p1', 'ble', '{text}', '{verification}', TIMESTAMP '2026-11-{day}')"
-        for text, verification, day in (
-            ("build-old", "verified", "01"), ("build-new", "verified", "10"), ("build-beta", "unverified", "20"),
-        )
-    )  # fmt: skip
-    with connect() as database:
-        columns = ", ".join(f"{name} {kind}" for name, kind in FIRMWARE_COLUMNS.items())
-        database.execute(f"CREATE TABLE firmware ({columns})")
-        names = "account, product_key, module_name, version, verification, created_at"
-        database.execute(f"INSERT INTO firmware ({names}) VALUES {rows}")
-        database.execute(f"COPY firmware TO '{folder / FIRMWARE}' (FORMAT parquet)")
+    write_firmware(folder, ("build-old", "verified", "2026-11-01"), ("build-new", "verified", "2026-11-10"),
+                   ("build-beta", "unverified", "2026-11-20"))  # fmt: skip
     found = build_report(folder).rollouts
     (detail,) = found.rollouts
     assert (detail.rollout.target, detail.rollout.on_target) == ("build-new", 9)

@@ -44,6 +44,23 @@
     age.textContent = `· ${whole.format(Math.max(1, Math.floor(minutes / size)))} ${unit} old`;
   };
 
+  const watchWidth = (box, update) => {
+    const watcher = new ResizeObserver(() => update(box));
+    for (const each of [box, ...box.children]) watcher.observe(each);
+    box.addEventListener("scroll", () => update(box), { passive: true });
+  };
+
+  const markEdges = (box) => {
+    const rest = box.scrollWidth - box.clientWidth - Math.abs(box.scrollLeft);
+    box.classList.toggle("more-left", box.scrollLeft > 1);
+    box.classList.toggle("more-right", rest > 1);
+  };
+
+  const markFocusable = (box) => {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  };
+
   const copyButton = (button, code) => {
     button.hidden = false;
     button.addEventListener("click", async () => {
@@ -128,8 +145,8 @@
   const COLORS = ["n0", "n1", "n2", "n3", "unordered"];
   const percent = (count, of) => {
     if (count === of) return "100%";
-    const tenths = Math.floor((1000 * count) / of);
-    return tenths || !count ? `${(tenths / 10).toFixed(1)}%` : "<0.1%";
+    const tenths = count && Math.min(999, Math.max(1, Math.round((1000 * count) / of)));
+    return `${tenths % 10 ? (tenths / 10).toFixed(1) : tenths / 10}%`;
   };
 
   const drawVersions = (versions, days) => {
@@ -162,7 +179,11 @@
       axis.append(shape("text", { x: "100%", y: `${100 - level}%`, dy: level === 100 ? ".7em" : level ? ".35em" : "0", "text-anchor": "end" }, `${level}%`));
     }
     dates.append(shape("text", { x: 0, y: 12 }, days[0]));
-    if (days.length > 1) dates.append(shape("text", { x: "100%", y: 12, "text-anchor": "end" }, days[days.length - 1]));
+    const sameDay = `${days[0].split(", ")[0]}, `;
+    const end = days[days.length - 1];
+    if (days.length > 1) {
+      dates.append(shape("text", { x: "100%", y: 12, "text-anchor": "end" }, end.startsWith(sameDay) ? end.slice(sameDay.length) : end));
+    }
     return make("div", "chart", axis, plot, ends, dates);
   };
 
@@ -204,14 +225,15 @@
       const state = make("span", `state ${entry.state}`, `${entry.glyph} ${entry.state.replace("_", " ")}`);
       const lead = make("p", "lead", state, ` ${entry.share}${entry.change ? `, ${entry.change}` : ""}`);
       panel.replaceChildren(title, about, lead);
-      if (entry.versions.length) panel.append(drawVersions(entry.versions, runs), versionTable(entry));
+      if (entry.versions.length) panel.append(make("div", "versions", drawVersions(entry.versions, runs), versionTable(entry)));
       if (entry.command) {
-        const code = make("code", "", entry.command);
+        const code = make("code", "", ...entry.command.split(" ").flatMap((word, at) => [at ? " " : "", make("span", "", word)]));
         const button = make("button", "copy", "Copy");
         button.type = "button";
         button.setAttribute("aria-label", "Copy the command that lists the devices behind");
         copyButton(button, code);
         panel.append(make("div", "command", code, button));
+        watchWidth(code, markFocusable);
       }
       panel.hidden = false;
       if (write) window.history.replaceState(null, "", `#${address(entry)}`);
@@ -267,7 +289,11 @@
 
   startTheme();
   startAge();
-  for (const command of all(".command")) copyButton(command.querySelector(".copy"), command.querySelector("code"));
+  for (const command of all(".command")) {
+    copyButton(command.querySelector(".copy"), command.querySelector("code"));
+    watchWidth(command.querySelector("code"), markFocusable);
+  }
+  for (const box of all(".scroll")) watchWidth(box, markEdges);
   for (const form of all(".filter")) startTable(form);
   const island = byId("data");
   if (island) startDetails(island);
