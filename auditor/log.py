@@ -28,6 +28,7 @@ EVENTS = {
     "connection_states_unknown": "connection states are unknown, so these devices are queried",
     "dataset_document_damaged": "a document of the dataset is damaged and is written again",
     "details_unavailable": "details of devices cannot be read; devices are queried one by one",
+    "failed_start_not_remembered": "the failed start is not remembered; status does not show it",
     "fast_transport_unavailable": "fast transport not available, using aiohttp's session",
     "fleet_empty": "no device matches the fleet settings",
     "folder_not_renamed": "the run folder keeps the name of a wrong time",
@@ -78,7 +79,6 @@ EVENTS = {
     "settings_file_changed": (
         "the settings file has changed since this run started, which continues with its earlier settings"
     ),
-    "failed_start_not_remembered": "the failed start is not remembered; status does not show it",
     "settings_not_remembered": "settings not remembered; a resume needs --settings",
     "shard_failed": "shard failed",
     "shard_left": "shard left to another process",
@@ -116,10 +116,12 @@ class Log:
     def __init__(self) -> None:
         self._configure: Callable[[], None] | None = None
         self._lock = Lock()
+        self._written_once: set[tuple[str, str]] = set()
 
     def configure_by(self, configure: Callable[[], None] | None) -> None:
         """Call ``configure``, which configures structlog, when the next message is written; None: call nothing."""
         self._configure = configure
+        self._written_once.clear()
 
     def configure(self) -> None:
         """Configure structlog now, if that is due. An audit does so at its start: later, descriptors may be short."""
@@ -135,6 +137,13 @@ class Log:
     def warning(self, event: str, **values: object) -> None:
         """Write what an operator should know, though the work continues."""
         self._logger().warning(event, **values)
+
+    def warning_once(self, event: str, **values: object) -> None:
+        """Write a warning, unless this process has written the same one."""
+        warning = event, repr(values)
+        if warning not in self._written_once:
+            self._written_once.add(warning)
+            self.warning(event, **values)
 
     def error(self, event: str, **values: object) -> None:
         """Write what ended a part of the work."""

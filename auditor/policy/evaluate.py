@@ -113,6 +113,8 @@ def evaluate_policy(run: str | Path, policy: Policy, *, now: datetime | None = N
             _define_violations(database)
             count = scalar(database, "SELECT count(*) FROM violations")
             count += scalar(database, f"SELECT count(*) FROM group_verdicts WHERE has_row AND {_IS_LISTED}")
+        # Without an answer every rule matches nothing, whatever its patterns are.
+        unmatched = unmatched if snapshot.counts.answered else ()
         warnings = (*snapshot.warnings, *by_sample, *_expired_exceptions(policy.rules, now), *unmatched)
         head = snapshot.coverage | {"warnings": warning_objects(warnings)}
 

@@ -41,19 +41,13 @@ def read_policy(run: Path, policy: Policy, now: datetime) -> PolicySection:
         examples = [
             (name, *_describe_violation(row)) for name, rows in violations for row in rows[:MAX_EXAMPLES_PER_RULE]
         ]
-        # Without an answer every rule matches nothing, whatever its patterns are.
-        hidden = () if report.run.counts.answered else ("unmatched_rule",)
         return PolicySection(
             results=tuple(results[:MAX_RULES]),
             omitted=max(0, len(results) - MAX_RULES),
             violated=sum(result.verdict == "violated" for result in results),
             verdicts=Counter(_key(result) for result in results),
             examples=tuple(examples[:MAX_EXAMPLES]),
-            warnings=tuple(
-                warning
-                for warning in report.warnings
-                if warning not in report.run.warnings and warning.kind not in hidden
-            ),
+            warnings=tuple(warning for warning in report.warnings if warning not in report.run.warnings),
             rules_with_devices=frozenset(
                 name for name, rows in violations if any(row["device_name"] or row["iot_id"] for row in rows)
             ),

@@ -54,8 +54,6 @@ PRESENTATION_FILES = (REPORT_HTML, INVENTORY_XLSX)
 MAX_FOREIGN_MANIFEST_BYTES = 64 << 20
 """Bytes of manifests of other users that are read of a directory; 1,000 runs have about 4 MB. Each takes memory."""
 
-_LOGGED_SKIPPED: set[str] = set()
-
 MAX_CLOCK_DIFFERENCE = 3 * 86_400.0
 """Seconds that the start of a run can be in the future, by the clock of another machine. A later one is impossible."""
 
@@ -358,9 +356,7 @@ class RunCatalog:
     def log_unreadable(self) -> None:
         """Log a warning for each run that cannot be read, once in a process."""
         for error in self.unreadable:
-            if str(error) not in _LOGGED_SKIPPED:
-                _LOGGED_SKIPPED.add(str(error))
-                log.warning("run_skipped", reason=str(error))
+            log.warning_once("run_skipped", reason=str(error))
 
 
 def _foreign_manifest_bytes(folder: Path) -> int:

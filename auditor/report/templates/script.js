@@ -145,7 +145,8 @@
   const COLORS = ["n0", "n1", "n2", "n3", "unordered"];
   const percent = (count, of) => {
     if (count === of) return "100%";
-    const tenths = count && Math.min(999, Math.max(1, Math.round((1000 * count) / of)));
+    if (count && 1000 * count < of) return "<0.1%";
+    const tenths = Math.min(999, Math.round((1000 * count) / of));
     return `${tenths % 10 ? (tenths / 10).toFixed(1) : tenths / 10}%`;
   };
 
