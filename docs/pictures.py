@@ -3,6 +3,7 @@
 python docs/pictures.py [FOLDER]
 """
 
+import contextlib
 import os
 import shutil
 import sys
@@ -46,7 +47,8 @@ def main(folder: Path) -> int:
         sys.stderr.write("pictures.py: there is no chromium (Debian: apt install chromium)\n")
         return 1
     with tempfile.TemporaryDirectory(prefix="pictures-") as temporary:
-        page = build_page(Path(temporary))
+        with contextlib.chdir(temporary):  # the commands on the page have short paths
+            page = build_page().absolute()
         with sync_playwright() as playwright:
             arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
             started = playwright.chromium.launch(executable_path=browser, args=arguments)
@@ -56,9 +58,9 @@ def main(folder: Path) -> int:
     return 0
 
 
-def build_page(directory: Path) -> Path:
-    """Audit the demonstration's fleet on consecutive days, and write the report of the last one."""
-    runs = directory / "audits"
+def build_page() -> Path:
+    """Audit the demonstration's fleet on consecutive days, and write the report of the last one; return its path."""
+    runs = Path("audits")
     for day in range(DAYS):
         run = partial(run_demonstration, DEVICES, day, runs, lambda _: None, StopToken())
         result = anyio.run(run)
@@ -66,9 +68,9 @@ def build_page(directory: Path) -> Path:
         before = timedelta(days=DAYS - 1 - day)  # they follow each other by minutes
         shifted = {name: shift(getattr(manifest, name), before) for name in ("started_at", "finished_at")}
         write_manifest(result.folder, replace(manifest, **shifted))  # type: ignore[arg-type]
-    rules = directory / "demo-rules.toml"
+    rules = Path("demo-rules.toml")
     rules.write_text(DEMO_RULES)
-    return write_report(result.folder, directory / "fleet.html", policy=load_policy(rules))
+    return write_report(result.folder, Path("fleet.html"), policy=load_policy(rules))
 
 
 def shift(text: str | None, before: timedelta) -> str | None:
@@ -91,4 +93,4 @@ def take_picture(browser: Browser, page: Path, folder: Path, picture: Picture) -
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent))
+    sys.exit(main(Path(sys.argv[1]).absolute() if len(sys.argv) > 1 else Path(__file__).absolute().parent))
