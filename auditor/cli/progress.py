@@ -193,15 +193,20 @@ def _announce_resume(watch: ProgressCallback) -> ProgressCallback:
 def _print_lines(view: "_ProgressView") -> ProgressCallback:
     """Return a callback that prints plain lines, fewer after the first minute."""
     last = started = time.monotonic()
+    written = ""  # the problem in the line before, which is not repeated
 
     def watch(progress: Progress) -> None:
-        nonlocal last
+        nonlocal last, written
         described = view.describe(progress)
         line, accounts = described.line, described.accounts
         now = time.monotonic()
         interval = PLAIN_INTERVAL if now - started < FIRST_SECONDS else LATER_INTERVAL
         if progress.sealing or now - last >= interval:
             last = now
+            problem = _describe_problem(progress)
+            if problem and problem == written and line.endswith(problem):
+                line = f"{line.removesuffix(problem)}; the problem lasts"
+            written = problem
             print_error(f"{format_utc_second(int(time.time()))} {line}", event="progress")
             if len(accounts) > 1 and not progress.sealing:
                 more = f"; and {len(accounts) - MAX_ACCOUNTS:,} more" if len(accounts) > MAX_ACCOUNTS else ""
@@ -361,10 +366,14 @@ def _completed(progress: Progress) -> int:
     return progress.fleet - progress.devices.pending
 
 
+def _describe_problem(progress: Progress) -> str:
+    return "" if progress.problem is None else f"; {safe(progress.problem)}"
+
+
 def _describe_progress(progress: Progress, requests: float, remaining: str) -> str:
     """Return a line for the audit, which sends ``requests`` a second now."""
     done = _completed(progress)
-    problem = "" if progress.problem is None else f"; {safe(progress.problem)}"
+    problem = _describe_problem(progress)
     if progress.discovery is not None and not progress.fleet:
         rate = f"{progress.discovery.pages / max(progress.elapsed, 0.001):,.1f} requests/s"
         return f"discovering: {_describe_discovery(progress.discovery)}, {rate}{problem}"

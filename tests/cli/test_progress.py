@@ -351,3 +351,12 @@ async def test_an_audit_reports_the_progress_of_each_account(tmp_path: Path) -> 
     assert last[1].stopped is not None
     assert last[1].stopped.startswith('account "dead": the platform refuses it: InvalidAccessKeyId.NotFound')
     assert (last[0].stopped, last[0].problem, last[1].problem, last[0].in_flight) == (None, None, None, 0)
+
+
+def test_a_problem_that_lasts_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems = ("nothing succeeds", "nothing succeeds", "no connection", None, "no connection")
+    lines = plain_lines(monkeypatch, capsys, *(progress(account("eu"), problem=each) for each in problems))
+    ends = ("; nothing succeeds", "; the problem lasts", "; no connection", "", "; no connection")
+    assert lines == [f"{LINE}{end}" for end in ends]
