@@ -122,6 +122,10 @@ class RunFolderError(UsageError):
     reason_code = "unreadable_run"
 
 
+class RunLockedError(RunFolderError):
+    """Another process is writing the run, or its directory."""
+
+
 class AuditStoppedError(AuditorError):
     """The audit cannot continue. What was written stays valid."""
 

@@ -4,7 +4,7 @@ The types that every device needs are structs of msgspec, which are built in a f
 """
 
 from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, NoReturn, TypeVar
+from typing import Generic, Literal, NoReturn, TypeVar
 
 import msgspec
 
@@ -156,13 +156,6 @@ class Device(msgspec.Struct, frozen=True, gc=False):
         if self.product_key is not None and self.device_name is not None:
             return f"{self.product_key}/{self.device_name}"
         return str(self.iot_id)
-
-
-class KnownDevice(NamedTuple):
-    """A device that an account answered about before: in an earlier session of this run, or in an earlier run."""
-
-    device: Device
-    in_this_run: bool
 
 
 class ModuleVersion(msgspec.Struct, frozen=True, gc=False):

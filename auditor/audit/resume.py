@@ -27,7 +27,6 @@ from auditor.engine.sent_requests import SENT_REQUESTS, count_sent, requests_bef
 from auditor.errors import AuditorError, RunFolderError, RunNotWritableError
 from auditor.fleet.table import count_devices_to_query
 from auditor.log import log
-from auditor.models import KnownDevice
 from auditor.releases.list_journal import RELEASES_FOLDER
 from auditor.releases.release_tables import WORK as RELEASES_WORK
 from auditor.runs.folder import (
@@ -228,10 +227,7 @@ def reopen(
         if with_hooks and has_hooks(settings):
             mark_pending_hooks(folder)
         manifest = _mark_running(folder, manifest, settings, now)
-        known_devices = {
-            name: KnownDevice(each, in_this_run=True) for name, each in remaining.successful_devices.items()
-        }
-        return PreparedRun(folder, lock, manifest, folder / REMAINING, known_devices, resumed=True)
+        return PreparedRun(folder, lock, manifest, folder / REMAINING, remaining.successful_devices, resumed=True)
     except BaseException as error:
         with contextlib.suppress(OSError):
             (folder / REMAINING).unlink(missing_ok=True)

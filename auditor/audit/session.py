@@ -1,6 +1,7 @@
 """One session of an audit: from a prepared run folder to the sealed one. A resumed run has several sessions."""
 
 import contextlib
+import math
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -40,8 +41,9 @@ from auditor.engine.worker_pool import discard, run_workers
 from auditor.errors import AuditInterruptedError, AuditorError, AuditStoppedError, FleetError, RunNotWritableError
 from auditor.fleet.table import read_never_activated, read_snapshot
 from auditor.log import log
-from auditor.models import Device, KnownDevice, Outcome
+from auditor.models import Device, Outcome
 from auditor.releases.collector import ReleaseCollector
+from auditor.resilience.circuit_breaker import MAX_FAILING_SECONDS
 from auditor.runs.folder import FAILURES, RESULTS
 from auditor.runs.journal import DiskReserve, Journal
 from auditor.runs.locking import PreparedRun, rename_corrected
@@ -179,7 +181,8 @@ class AuditSession:
                     self._credentials,
                     concurrency_per_account(self._settings),
                     known_devices,
-                    is_timed=self._is_timed,
+                    worked_before=self._prepared.successful_devices,
+                    max_failing_seconds=math.inf if self._is_timed else MAX_FAILING_SECONDS,
                     priority=self._priority,
                     clock=self._clock,
                     sent_requests=self._sent_requests,
@@ -196,14 +199,15 @@ class AuditSession:
         except RunNotWritableError as error:
             self._errors.append(error)
 
-    async def _find_known_devices(self) -> dict[str, KnownDevice]:
-        """Return a device of each account that answered before: in this run, or else, if it is timed, in another."""
-        devices = dict(self._prepared.known_devices)
-        others = [account.name for account in self._settings.account if account.name not in devices]
-        if self._is_timed and others:
-            manifest = self._prepared.manifest
-            devices |= await run_in_abandonable_thread(find_known_devices, self._folder, manifest, others)
-        return devices
+    async def _find_known_devices(self) -> dict[str, tuple[Device, ...]]:
+        """Return devices that each account answered about before: one of this run, and if it is timed of another."""
+        found: dict[str, tuple[Device, ...]] = {
+            name: (device,) for name, device in self._prepared.successful_devices.items()
+        }
+        if self._is_timed:
+            earlier = await run_in_abandonable_thread(find_known_devices, self._folder, self._prepared.manifest)
+            found |= {name: (*found.get(name, ()), *devices) for name, devices in earlier.items()}
+        return found
 
     def _tickers(self) -> Iterator[Callable[[], Coroutine[Any, Any, None]]]:
         """Yield what runs in the background while devices are queried."""

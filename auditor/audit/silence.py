@@ -4,14 +4,14 @@ A wrong region or instance id gives no error: the platform answers that a produc
 nothing was reported, for every device. Such answers are not a result, and the next run must not carry them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from auditor.errors import RunFolderError
-from auditor.models import Device, KnownDevice
+from auditor.models import Device
 from auditor.runs.folder import DEVICES, RunCatalog
 from auditor.runs.manifest import Manifest, SilentAccount
 from auditor.runs.views import QUERIED
@@ -29,6 +29,9 @@ They count over several runs: all that were answered after the last device of th
 
 MAX_COMPARED = 10
 """Devices of an earlier run that ``auditor check`` queries again, if the first device reports no module."""
+
+MAX_KNOWN_DEVICES = 5
+"""Devices by which an account that has not answered yet is probed. If they all fail, one product is not the reason."""
 
 MAX_EARLIER_RUNS = 10
 """Earlier runs that are searched for the devices of this one, the newest first."""
@@ -61,12 +64,18 @@ _EARLIER_RESULTS = f"""
 """Number of results that an earlier run has of the devices without modules, and how many of these have modules."""
 
 
-_DEVICE_OF_EACH_ACCOUNT = """
-  SELECT account, any_value(d).product_key, any_value(d).device_name, any_value(d).iot_id
-  FROM (SELECT account, {{'product_key': product_key, 'device_name': device_name, 'iot_id': iot_id}} AS d
-    FROM {devices} WHERE status = 'ok' AND account IN (SELECT unnest($1::VARCHAR[])))
-  GROUP BY account"""
-"""A device with modules of each account in a list."""
+_KNOWN_DEVICES = f"""
+  WITH named AS (
+    SELECT account::VARCHAR AS account, {{{{'product_key': product_key::VARCHAR, 'device_name': device_name::VARCHAR,
+      'iot_id': iot_id::VARCHAR}}}} AS d
+    FROM {{devices}} WHERE status = 'ok' AND account IN (SELECT unnest($1::VARCHAR[]))
+  ), picked AS (
+    SELECT DISTINCT account, unnest([min_by(d, hash(d)), max_by(d, hash(d))]) AS d
+    FROM named GROUP BY account, d.product_key
+  )
+  SELECT account, d.product_key, d.device_name, d.iot_id FROM picked
+  QUALIFY row_number() OVER (PARTITION BY account ORDER BY hash(d)) <= {MAX_KNOWN_DEVICES}"""
+"""A few devices with modules of each account in a list, of any products."""
 
 
 def find_silent_accounts(folder: Path, manifest: Manifest) -> tuple[SilentAccount, ...]:
@@ -126,17 +135,22 @@ def find_believed_run(directory: Path, name: str, account: str) -> Path | None:
     return next((run.folder for run in sealed), None)
 
 
-def find_known_devices(folder: Path, manifest: Manifest, accounts: Iterable[str]) -> dict[str, KnownDevice]:
-    """Return a device that reported modules in an earlier run, for each account that has one."""
-    found: dict[str, KnownDevice] = {}
-    names = list(accounts)
+def find_known_devices(folder: Path, manifest: Manifest) -> dict[str, tuple[Device, ...]]:
+    """Return devices that reported modules in an earlier run, a few of several products, for each account of a run.
+
+    An account whose endpoint has changed is another one.
+    """
+    found: dict[str, tuple[Device, ...]] = {}
     for run in islice(RunCatalog(folder.resolve().parent).earlier(manifest, folder), MAX_EARLIER_RUNS):
-        missing = [name for name in names if name not in found and name not in run.manifest.silent_accounts]
+        endpoints = {each.name: each.endpoint for each in run.manifest.accounts}
+        names = {each.name for each in manifest.accounts if endpoints.get(each.name) == each.endpoint}
+        missing = sorted(names - found.keys() - run.manifest.silent_accounts)
         if missing and run.sealed:
-            query = _DEVICE_OF_EACH_ACCOUNT.format(devices=parquet(run.folder / DEVICES))
+            query = _KNOWN_DEVICES.format(devices=parquet(run.folder / DEVICES))
             with suppress(RunFolderError), borrow_database() as database, translate_read_errors(run.folder):
-                devices = (Device(*row) for row in database.execute(query, [missing]).fetchall())
-                found |= {device.account: KnownDevice(device, in_this_run=False) for device in devices}
+                for row in database.execute(query, [missing]).fetchall():
+                    device = Device(*row)
+                    found[device.account] = (*found.get(device.account, ()), device)
     return found
 
 

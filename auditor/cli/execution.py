@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from auditor.cli.console import RECENT_LINES, print_exit, print_labelled, print_note, print_path
-from auditor.errors import AuditInterruptedError, AuditorError, SettingsError
+from auditor.errors import AuditInterruptedError, AuditorError, RunLockedError, SettingsError, UsageError
 from auditor.text.extras import describe_extra
 from auditor.text.formatting import safe
 from auditor.tracing import Attributes, Span, flush_spans, span, use_tracer
@@ -158,22 +158,40 @@ def noting_settings_errors() -> "Iterator[None]":
 class StartRecorder:
     """Remembers the error that ends its block before a run exists, for ``auditor status``.
 
+    A wrong flag and a run that another process writes are no such errors: what starts audits need not be mended.
+
     Attributes:
         enabled: whether such an error is remembered: not in a trial, nor after the start.
+        directory: directory of the runs; None: unknown so far.
     """
 
     def __init__(self, settings_file: Path) -> None:
         self.enabled = True
+        self.directory: Path | None = None
         self._settings_file = settings_file
+
+    def watch(self, on_progress: "ProgressCallback") -> "ProgressCallback":
+        """Wrap a callback to notice that there is a run."""
+
+        def watch_started(progress: "Progress") -> None:
+            if self.enabled:
+                from auditor.audit.failed_starts import forget_failed_start
+
+                self.enabled = False
+                forget_failed_start(self._settings_file)
+            on_progress(progress)
+
+        return watch_started
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if self.enabled and isinstance(error, AuditorError) and not isinstance(error, AuditInterruptedError):
+        is_other = isinstance(error, AuditInterruptedError | RunLockedError) or type(error) is UsageError
+        if self.enabled and isinstance(error, AuditorError) and not is_other:
             from auditor.audit.failed_starts import record_failed_start
 
-            record_failed_start(self._settings_file, error)
+            record_failed_start(self._settings_file, self.directory, error)
 
 
 @contextmanager

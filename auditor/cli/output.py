@@ -296,7 +296,7 @@ def _separate_common(columns: Sequence[Column], width: int) -> tuple[Sequence[Co
     def fits(shown: Sequence[Column]) -> bool:
         return sum(column.width(header_lines=True) for column in shown) + _gaps(shown) <= width
 
-    if not columns or fits(columns):
+    if not columns or not columns[0].cells or fits(columns):
         return columns, []
     filled = [column for column in columns if any(map(str, column.cells))]
     if fits(filled) or len(columns[0].cells) < 2:  # noqa: PLR2004  one row has nothing in common
@@ -306,6 +306,8 @@ def _separate_common(columns: Sequence[Column], width: int) -> tuple[Sequence[Co
         for column in filled
         if column.name and len(set(map(str, column.cells))) == 1 and len(_common_lines([column], width)) == 1
     ]
+    if len(common) == len(filled):  # the number of rows is seen
+        common = common[1:]
     return [column for column in filled if not any(column is each for each in common)], common
 
 

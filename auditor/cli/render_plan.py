@@ -10,7 +10,7 @@ from auditor.cli.console import print_line
 from auditor.cli.output import open_console
 from auditor.planning.capacity import MAX_CONCURRENCY
 from auditor.planning.models import AccountPlan, Plan, Remedy, StrategyPlan
-from auditor.text.formatting import SECONDS_PER_MINUTE, format_count, format_duration, safe
+from auditor.text.formatting import format_count, format_duration, safe
 
 _TEN_YEARS = 315_000_000
 """Seconds. Longer durations are not written out."""
@@ -240,4 +240,4 @@ def format_planned_duration(seconds: float | None) -> str:
         return "?"
     if seconds >= _TEN_YEARS:
         return "over 10 years"
-    return format_duration(math.ceil(10 * seconds) / 10 if seconds < SECONDS_PER_MINUTE else math.ceil(seconds))
+    return format_duration(seconds, round_up=True)

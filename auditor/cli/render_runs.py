@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.text import Text
 
 from auditor.analysis.net_changes import NetChanges
-from auditor.audit.failed_starts import find_failed_start
+from auditor.audit.failed_starts import FailedStart, find_failed_start
 from auditor.cli.output import MIN_SENTENCE_WIDTH, Column, print_columns, table_zone
 from auditor.cli.render_history import describe_rollouts
 from auditor.cli.render_run import describe_coverage, describe_discovery, describe_releases
@@ -103,13 +103,10 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
     Raises:
         RunFolderError: there is no run of this name.
     """
-    if name is None:
-        _, run = find_stored_run(path)
-    else:
-        found = RunCatalog(path).latest(name)
-        if found is None:
-            raise RunFolderError(f"{path}: contains no run named {name!r}")
-        run = found
+    run = _find_described(path, name)
+    if isinstance(run, FailedStart):
+        yield from _describe_failed_start(run, None if local_time else UTC)
+        return
     run = with_counted_devices(run)
     manifest = run.manifest
     yield f"run: {safe(run.folder)}"
@@ -140,16 +137,42 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
     if run.sealed and manifest.fleet.limit is None:
         yield from describe_rollouts(run.folder)
     yield from _describe_overdue(run)
-    failed = None if _is_in_progress(run) or not _is_newest(run) else find_failed_start(run)
+    yield from _describe_next(run, table_zone(manifest, local_time=local_time))
+
+
+def _find_described(path: Path, name: str | None) -> StoredRun | FailedStart:
+    """Return the run that a path and a name mean; if there is none, the failed start of the first one."""
+    if name is not None:
+        if (found := RunCatalog(path).latest(name)) is None:
+            raise RunFolderError(f"{path}: contains no run named {name!r}")
+        return found
+    try:
+        return find_stored_run(path)[1]
+    except RunFolderError:
+        if (failed := find_failed_start(path, None)) is None:
+            raise
+        return failed
+
+
+def _describe_next(run: StoredRun, zone: tzinfo | None) -> Iterator[str]:
+    """Yield lines about what to do next: first about a start that failed after a run, if there is one."""
+    in_order = _is_in_progress(run) or not _is_newest(run)
+    failed = None if in_order else find_failed_start(run.folder.parent, run.manifest)
     if failed is not None:
-        at = show_times(_format_minute(failed.at), table_zone(manifest, local_time=local_time))
-        yield f"failed start: {at}{_describe_age(failed.at)}, exit {failed.exit_code}: {safe(failed.reason)}"
-        yield "next: no run has started since; correct what is wrong, and check the settings"
-        yield f"  {format_command('auditor check', manifest.settings_file or 'SETTINGS')}"
-        return
+        yield from _describe_failed_start(failed, zone)
+        if run.is_success:
+            return
     sentence, commands = _next_steps(run)
-    yield f"next: {sentence}"
+    yield f"{'next' if failed is None else 'then'}: {sentence}"
     yield from (f"  {command}" for command in commands)
+
+
+def _describe_failed_start(failed: FailedStart, zone: tzinfo | None) -> Iterator[str]:
+    """Yield lines about a start that left no run, and the next step."""
+    at = show_times(_format_minute(failed.at), zone)
+    yield f"failed start: {at}{_describe_age(failed.at)}, exit {failed.exit_code}: {safe(failed.reason)}"
+    yield "next: no run has started since; correct what is wrong, and check the settings"
+    yield f"  {format_command('auditor check', failed.settings_file)}"
 
 
 def _is_in_progress(run: StoredRun) -> bool:

@@ -109,7 +109,8 @@ def _describe_selected(manifest: Manifest) -> str:
     if reasons.total() == manifest.fleet.devices:  # in which order is no matter
         return ""
     why = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in reasons.items() if count)
-    return f" ({reasons.total():,} to query{f': {why}' if why else ''}; {manifest.carried:,} carried)"
+    missed = f", {selection.not_reached:,} of them not reached" if selection.not_reached else ""
+    return f" ({reasons.total():,} to query{missed}{f': {why}' if why else ''}; {manifest.carried:,} carried)"
 
 
 def _describe_failures(manifest: Manifest) -> Iterator[str]:

@@ -410,7 +410,7 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
         connect_timeout: seconds for getting a connection.
         give_up_after: seconds without a usable answer until an account is stopped that gave none in this run; after its
             first answer it is ten minutes. A run with ``--for`` or ``--deadline`` waits until its end for an account
-            that was answered before, in this run or an earlier one.
+            that was answered before, in this run or an earlier one with the same endpoint.
         max_failed: devices that may fail or stay pending, as a number or a percentage such as ``"0.1%"``.
         group_readable: whether the group of the user may read run folders; otherwise only the user may.
         fsync_interval: seconds between syncs of results to disk, the most that a power cut can lose; 0: sync each one.

@@ -5,7 +5,7 @@
 
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -41,10 +41,10 @@ from auditor.errors import (
     OperationUnavailableError,
 )
 from auditor.log import log
-from auditor.models import AccessKey, CallResult, Device, DeviceFailure, KnownDevice, Outcome, Secret
+from auditor.models import AccessKey, CallResult, Device, DeviceFailure, Outcome, Secret
 from auditor.resilience.circuit_breaker import MAX_FAILING_SECONDS, CircuitBreaker
 from auditor.resilience.retry import Backoff, PausedTasks, RequestStats, RetryingCaller
-from auditor.text.formatting import format_elapsed
+from auditor.text.formatting import format_duration
 
 MIN_PREWARM_INTERVAL, MAX_PREWARM_INTERVAL = 0.05, 30.0
 """Seconds between two checks for missing connections; doubled up to the maximum while none can be opened."""
@@ -88,7 +88,8 @@ class AccountSession:
     stopped.
     ``states_progress``: for how many devices, of how many, the state is known.
     ``clock`` counts the seconds in which the process ran, and ``sent_requests`` the requests of the run, if it has a
-    folder. A timed audit waits for an account with a ``known_device`` until its end.
+    folder. The account answered about ``known_devices`` before, also in this run if it ``worked_before``: it is stopped
+    only if it gives no usable answer for ``max_failing_seconds``.
 
     Methods that send requests raise AccountStoppedError if the account is denied, or was never reached.
     """
@@ -102,8 +103,9 @@ class AccountSession:
         *,
         workers: int,
         key_renewal: KeyRenewal | None = None,
-        known_device: KnownDevice | None = None,
-        is_timed: bool = False,
+        known_devices: Sequence[Device] = (),
+        worked_before: bool = False,
+        max_failing_seconds: float = MAX_FAILING_SECONDS,
         clock: RunningClock | None = None,
         sent_requests: SentRequests | None = None,
     ) -> None:
@@ -117,15 +119,10 @@ class AccountSession:
         self._send = self.slow_devices.watch_requests(client.call if key_renewal is None else key_renewal.call)
         self._key_renewal = key_renewal
         self._clock, self._sent_requests = clock or RunningClock(), sent_requests
-        # The end of a timed audit is when it gives up. An account that never worked may be misconfigured.
-        max_failing_seconds = math.inf if is_timed else MAX_FAILING_SECONDS
-        worked_before = known_device is not None and known_device.in_this_run
-        patient = known_device is not None and (is_timed or worked_before)
         self._breaker = CircuitBreaker(
             account.name,
-            give_up_after=max_failing_seconds if patient else settings.give_up_after,
+            give_up_after=max_failing_seconds if known_devices else settings.give_up_after,
             max_failing_seconds=max_failing_seconds,
-            is_known=known_device is not None,
             worked_before=worked_before,
             clock=self._clock,
         )
@@ -136,23 +133,26 @@ class AccountSession:
         }
         self._callers: dict[str, RetryingCaller] = {}
         self.paused = PausedTasks()
-        probe = None if known_device is None else partial(self._probe, known_device.device)
-        self._caller = self._caller_for(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, probe)
+        self._known = tuple(partial(self._probe, device) for device in known_devices)
+        self._caller = self._caller_for(LIST_OTA_MODULE_VERSIONS_BY_DEVICE)
         self._logged_offset = 0.0
         self._trust, self._logged_mismatch = AnswerTrust(self._wait_for_a_request), False
         self._reported: set[str | None] = set()  # products that fail
 
-    def _caller_for(self, operation: Operation, probe: Callable[[], Awaitable[object]] | None = None) -> RetryingCaller:
+    def _caller_for(self, operation: Operation) -> RetryingCaller:
         if operation.quota_name not in self._callers:
             limiter = self._limiters.for_operation(operation)
             breaker = self._optional_breakers.get(operation.name, self._breaker)
+            is_main = operation is LIST_OTA_MODULE_VERSIONS_BY_DEVICE
             self._callers[operation.quota_name] = RetryingCaller(
                 limiter,
                 breaker,
                 Backoff(max_attempts=self._settings.max_attempts),
                 retry_budget=self._settings.retry_budget,
-                probe=probe,
-                paused=self.paused if operation is LIST_OTA_MODULE_VERSIONS_BY_DEVICE else None,
+                probe=self._known[0] if is_main and len(self._known) == 1 else None,
+                known=self._known if is_main else (),
+                prober=self._caller if not is_main and breaker is self._breaker else None,
+                paused=self.paused if is_main else None,
                 key=self._key_renewal,
                 clock=self._clock,
                 count_sent=self._counter(operation, limiter.rate),
@@ -267,10 +267,10 @@ class AccountSession:
     def require_working(self) -> None:
         """Check at a deadline that the account works: results carried for the rest of its devices would hide an outage.
 
-        Nothing is sent, since no time is left.
+        Nothing is sent, since no time is left. A short outage is none that an audit without a deadline would end for.
         """
-        if self._breaker.has_succeeded and self.is_unhealthy:
-            failing = f"no usable answer for the last {format_elapsed(self._breaker.failing_seconds)} of the audit"
+        if self._breaker.has_succeeded and self._breaker.failing_seconds >= MAX_FAILING_SECONDS:
+            failing = f"no usable answer for the last {format_duration(self._breaker.failing_seconds)} of the audit"
             sentence = f"{failing}; last error: {self._breaker.last_error}"
             raise AccountStoppedError(self.name, sentence, reason_code="unreachable_account")
         if (error := self.unreached_error) is not None:
@@ -399,16 +399,17 @@ async def open_account(
     account: Account,
     credentials: Credentials,
     workers: int,
-    known_device: KnownDevice | None = None,
+    known_devices: Sequence[Device] = (),
     *,
-    is_timed: bool = False,
+    worked_before: bool = False,
+    max_failing_seconds: float = MAX_FAILING_SECONDS,
     priority: bool = False,
     clock: RunningClock | None = None,
     sent_requests: SentRequests | None = None,
 ) -> AsyncIterator[AccountSession]:
     """Open one account, for up to ``workers`` requests in flight; raise SettingsError if its quota cannot be shared.
 
-    ``is_timed``: the audit has a time limit. With ``priority`` it precedes others that share its quota.
+    With ``priority`` it precedes others that share its quota. The other arguments are those of ``AccountSession``.
     """
     endpoint = Endpoint(
         url=account.endpoint,
@@ -435,8 +436,9 @@ async def open_account(
             limiters,
             workers=workers,
             key_renewal=renewal,
-            known_device=known_device,
-            is_timed=is_timed,
+            known_devices=known_devices,
+            worked_before=worked_before,
+            max_failing_seconds=max_failing_seconds,
             clock=clock,
             sent_requests=sent_requests,
         )
@@ -447,14 +449,18 @@ async def open_accounts(
     settings: Settings,
     credentials: Iterable[Credentials],
     workers: Iterable[int],
-    known_devices: Mapping[str, KnownDevice] | None = None,
+    known_devices: Mapping[str, Sequence[Device]] | None = None,
     *,
-    is_timed: bool = False,
+    worked_before: Container[str] = (),
+    max_failing_seconds: float = MAX_FAILING_SECONDS,
     priority: bool = False,
     clock: RunningClock | None = None,
     sent_requests: SentRequests | None = None,
 ) -> list[AccountSession]:
-    """Open all accounts concurrently, see ``open_account``; ``stack`` closes them, even after an error."""
+    """Open all accounts concurrently, see ``open_account``; ``stack`` closes them, even after an error.
+
+    ``known_devices`` are by the account's name, and ``worked_before`` has names of accounts.
+    """
     opened: dict[str, AccountSession] = {}
 
     async def enter(account: Account, own: Credentials, limit: int) -> None:
@@ -463,8 +469,9 @@ async def open_accounts(
             account,
             own,
             limit,
-            (known_devices or {}).get(account.name),
-            is_timed=is_timed,
+            (known_devices or {}).get(account.name, ()),
+            worked_before=account.name in worked_before,
+            max_failing_seconds=max_failing_seconds,
             priority=priority,
             clock=clock,
             sent_requests=sent_requests,

@@ -193,7 +193,7 @@ def describe_next_steps(manifest: Manifest, code: ExitReasonCode, folder: Path) 
     if code == "success" and not (manifest.changes and sum(manifest.changes.counts.values())):
         return "nothing is to be done", ()
     sentence, commands = _NEXT_STEPS[code]
-    if code == "unlisted_product" and (unknown := list_unknown_products(manifest)):
+    if unknown := list_unknown_products(manifest):
         sentence = f"correct the products in the settings: the platform has no product {', '.join(unknown)}"
         commands = (_CHECK, "auditor run {settings}")
     paths = {
@@ -208,9 +208,12 @@ def describe_next_steps(manifest: Manifest, code: ExitReasonCode, folder: Path) 
 
 
 def list_unknown_products(manifest: Manifest) -> list[str]:
-    """Return the products in a run's settings that the platform does not have."""
-    gaps = (gap for discovery in manifest.discovery for gap in discovery.gaps)
-    return [safe(gap.product_key) for gap in gaps if gap.is_unknown_product]
+    """Return the products in a run's settings that the platform does not have, if a resume has nothing else to do."""
+    gaps = [gap for discovery in manifest.discovery for gap in discovery.gaps]
+    is_unlisted = manifest.exit_reason is not None and manifest.exit_reason.code == "unlisted_product"
+    if not is_unlisted or manifest.remaining_devices or not all(gap.is_unknown_product for gap in gaps):
+        return []
+    return [safe(gap.product_key) for gap in gaps]
 
 
 def find_rules(manifest: Manifest) -> str | None:

@@ -26,9 +26,6 @@ MAX_FAILING_SECONDS = 600.0
 OPEN_AFTER_FAILURES, OPEN_AFTER_SECONDS = 10, 2.0
 """The circuit opens after so many failures in a row and so many seconds without a success."""
 
-OPEN_BEFORE_SUCCESS_AFTER = 4
-"""The same failures before the first success: three of one request, and one of a probe about another device."""
-
 EXHAUSTED_SECONDS = 0.5
 """The same seconds when the retry budget is exhausted: responses in flight may still be successes."""
 
@@ -49,17 +46,13 @@ class CircuitBreaker:
         account: its name, for errors.
         give_up_after: seconds without a usable response until an account that has never succeeded is stopped.
         max_failing_seconds: seconds without a usable response until one that has succeeded is stopped.
-        is_known: see the attribute.
         worked_before: whether it succeeded in an earlier audit session of this run. A denial is then attributed to the
             device, and not to the account.
 
     Attributes:
         has_succeeded: whether the account has given a usable response. Until then one request is sent at a time, so an
             invalid key costs one call.
-        is_open: whether an account that has worked, or is known, fails for every request. The next success closes the
-            circuit.
-        is_known: whether the account succeeded earlier, in this run or another one. The circuit can then open before
-            the first success, so an outage at the start uses up no attempts.
+        is_open: whether an account that has worked fails for every request. The next answer closes the circuit.
         last_error: the last error without a usable response.
         denial: the error that stopped the account because it is denied.
     """
@@ -70,7 +63,6 @@ class CircuitBreaker:
         *,
         give_up_after: float,
         max_failing_seconds: float = MAX_FAILING_SECONDS,
-        is_known: bool = False,
         worked_before: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -78,11 +70,11 @@ class CircuitBreaker:
         self.last_error: PlatformError | None = None
         self.denial: AccountDeniedError | None = None
         self._account = account
-        self.is_known, self._worked_before = is_known, worked_before
+        self._worked_before = worked_before
         self._give_up_after, self._max_failing_seconds = give_up_after, max_failing_seconds
         self._clock = clock
         self._failing_since: float | None = None
-        self._succeeded_at = clock()  # before the first success: the start
+        self._succeeded_at = 0.0
         self._failures_in_a_row = self._denied_devices = 0
         self._opened_at = self._open_seconds = 0.0
         self._stopped: tuple[str, ExitReasonCode] | None = None
@@ -94,11 +86,9 @@ class CircuitBreaker:
 
     def record_success(self) -> None:
         """Record that the platform accepted a request of the account, whatever it reported of the device."""
-        now = self._clock()
-        if self.is_open:
-            self._open_seconds += now - self._opened_at
-        self.has_succeeded, self.is_open = True, False
-        self._succeeded_at = now
+        self._close()
+        self.has_succeeded = True
+        self._succeeded_at = self._clock()
         self._failing_since = None
         self._failures_in_a_row = self._denied_devices = 0
 
@@ -114,6 +104,9 @@ class CircuitBreaker:
             self._stop(f"{'' if error.code == PROXY else 'the platform refuses it: '}{refusal}; {error.advice}")
         self.last_error = error
         if isinstance(error, DeviceDeniedError):
+            if self.is_open:  # the platform answers, and other requests may succeed
+                self._close()
+                self._failing_since, self._failures_in_a_row = None, 0
             # After a success it concerns the device, however many of them are adjacent in the fleet.
             self._denied_devices += not (self.has_succeeded or self._worked_before)
             if self._denied_devices >= MAX_DENIED_DEVICES:
@@ -141,12 +134,20 @@ class CircuitBreaker:
         return 0.0 if self._failing_since is None else self._clock() - self._failing_since
 
     def _open_if_failing(self, seconds: float) -> None:
-        if self.is_open or not (self.has_succeeded or self.is_known):
+        if self.is_open or not self.has_succeeded or self._failures_in_a_row < OPEN_AFTER_FAILURES:
             return
-        required = OPEN_AFTER_FAILURES if self.has_succeeded else OPEN_BEFORE_SUCCESS_AFTER
-        now = self._clock()
-        if self._failures_in_a_row >= required and now - self._succeeded_at >= seconds:
-            self.is_open, self._opened_at = True, now
+        if self._clock() - self._succeeded_at >= seconds:
+            self.open()
+
+    def open(self) -> None:
+        """Open the circuit: every request fails."""
+        if not self.is_open:
+            self.is_open, self._opened_at = True, self._clock()
+
+    def _close(self) -> None:
+        if self.is_open:
+            self.is_open = False
+            self._open_seconds += self._clock() - self._opened_at
 
     def _stop(self, reason: str, reason_code: ExitReasonCode = "refused_account") -> NoReturn:
         self._stopped = self._stopped or (reason, reason_code)

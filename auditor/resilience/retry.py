@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -58,6 +58,9 @@ class Backoff:
 
 PROBE_AFTER_FAILURES = 3
 """Failures of a request after which an account that has not succeeded yet is probed."""
+
+MIN_KNOWN = 2
+"""Known devices without which an account is not probed by them: one of them may be the one that fails."""
 
 PROBE_BACKOFF = Backoff(initial_delay=1.0, max_delay=15.0)
 """Intervals of the probes while the circuit is open."""
@@ -164,8 +167,8 @@ class RetryingCaller:
 
     A failure uses up an attempt of its request only while other requests succeed. If all requests fail for some time,
     the circuit opens: all requests wait, and one that succeeded before is sent as a probe until it succeeds again.
-    Before the first success, requests without a connection use up none either, nor does any of an account that is known
-    to work: the breaker stops the account.
+    Before the first success, requests without a connection use up none either: the breaker stops the account. If
+    requests about several known devices fail then, too, the circuit also opens.
     While only those for one product fail, each of them has one attempt. A failure while this process stood still says
     nothing about the platform: the request is sent again, and nothing is recorded.
 
@@ -175,6 +178,8 @@ class RetryingCaller:
         backoff: number of attempts and delays.
         retry_budget: fraction of the quota that retries may use.
         probe: a request that succeeded in an earlier audit session of the run; later successes replace it.
+        known: requests about several devices that the account answered about before. Only where a breaker's operations
+            have several callers, ``prober`` is the one that has them.
         paused: counts the requests that wait before a retry.
         key: what must be usable when a request is sent; None: a key that never expires.
         clock: seconds in which this process ran.
@@ -182,6 +187,7 @@ class RetryingCaller:
         jitter: random number in [0, 1).
 
     Attributes:
+        known: see above.
         may_retry: returns whether a failed request may be sent again; a call budget replaces it.
         failing_products: the products for which every request fails.
     """
@@ -194,6 +200,8 @@ class RetryingCaller:
         *,
         retry_budget: float = 0.1,
         probe: Callable[[], Awaitable[object]] | None = None,
+        known: Sequence[Callable[[], Awaitable[object]]] = (),
+        prober: "RetryingCaller | None" = None,
         paused: PausedTasks | None = None,
         key: RenewableKey | None = None,
         clock: RunningClock | None = None,
@@ -209,7 +217,7 @@ class RetryingCaller:
         self._limiter, self._breaker, self._backoff, self._jitter = limiter, breaker, backoff, jitter
         self._acquire = limiter.acquire if key is None else partial(self._acquire_with, key)
         self._one_at_a_time, self._probing = anyio.Lock(), anyio.Lock()
-        self._last_successful = probe
+        self._last_successful, self.known, self._prober = probe, known, prober or self
         self._sent_at: dict[int, float] = {}
 
     def send(
@@ -273,8 +281,7 @@ class RetryingCaller:
                 if account_errors % MAX_ACCOUNT_ERRORS == 0 and await self._others_succeed(answered_before):
                     return CallResult(result, attempts)
                 await self._wait_for_clock(result, account_errors)
-            elif not self._breaker.is_open:
-                failures += 1
+            elif not await self._is_outage(failures := failures + 1):
                 used_attempts += self._uses_attempt(result, product)
                 is_last = used_attempts >= self._backoff.max_attempts
                 if is_last or not await self._wait_to_retry(request, failures, product):
@@ -289,10 +296,9 @@ class RetryingCaller:
     def _uses_attempt(self, error: TransientError, product: str | None) -> bool:
         """Record a failure of a product; return whether it uses up an attempt.
 
-        Before the first success of the account, a failed connection says nothing about a request or its product. If the
-        account is known to work, no failure does: it is probed, and its circuit opens or the probe succeeds.
+        Before the first success of the account, a failed connection says nothing about a request or its product.
         """
-        if not self._breaker.has_succeeded and (self._breaker.is_known or error.code in NO_CONNECTION_CODES):
+        if error.code in NO_CONNECTION_CODES and not self._breaker.has_succeeded:
             return False
         self.failing_products.record_failure(product)
         return True
@@ -380,9 +386,28 @@ class RetryingCaller:
     async def probe_account(self) -> None:
         """Send the last successful request once, if there is one, to distinguish a failing account from its devices."""
         if self._last_successful is not None:
-            sent_at = await self._acquire()
-            self._breaker.check()
-            await self._attempt(self._last_successful, sent_at, is_retry=True)
+            await self.send_probe(self._last_successful)
+
+    async def _is_outage(self, failures: int) -> bool:
+        """Return whether the circuit is open; open it before the first success, if all known devices fail, too."""
+        is_due = failures == min(PROBE_AFTER_FAILURES, self._backoff.max_attempts)
+        if self._breaker.is_open or self._breaker.has_succeeded or not is_due or len(self._prober.known) < MIN_KNOWN:
+            return self._breaker.is_open
+        for request in self._prober.known:
+            if not isinstance(await self._prober.send_probe(request), TransientError):
+                return False  # the platform answers, whatever it says of the device
+        self._breaker.open()
+        return True
+
+    async def send_probe(
+        self, request: Callable[[], Awaitable[T]], *, while_open: bool = False
+    ) -> T | PlatformError | None:
+        """Send a request once, and return its outcome; None: ``while_open``, and the circuit has been closed since."""
+        sent_at = await self._acquire()
+        self._breaker.check()
+        if while_open and not self._breaker.is_open:
+            return None
+        return await self._attempt(request, sent_at, is_retry=True)
 
     async def _wait_until_closed(self, request: Callable[[], Awaitable[object]]) -> None:
         """Return when the circuit is closed. The first caller probes (half-open), and the others wait for it.
@@ -394,8 +419,9 @@ class RetryingCaller:
             while self._breaker.is_open:
                 if probes:
                     await anyio.sleep(PROBE_BACKOFF.delay(probes, 0.5 + 0.5 * self._jitter()))
+                # Without a success one request alone may fail for reasons of its own, so they take turns.
+                turns = [(self, request), *((self._prober, known) for known in self._prober.known)]
+                turn = turns[probes % len(turns)]
+                caller, probe = turn if self._last_successful is None else (self, self._last_successful)
                 probes += 1
-                sent_at = await self._acquire()
-                self._breaker.check()
-                if self._breaker.is_open:
-                    await self._attempt(self._last_successful or request, sent_at, is_retry=True)
+                await caller.send_probe(probe, while_open=True)

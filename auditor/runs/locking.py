@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from auditor.errors import AuditorError, RunFolderError, RunNotWritableError
+from auditor.errors import AuditorError, RunFolderError, RunLockedError, RunNotWritableError
 from auditor.log import log
-from auditor.models import KnownDevice
+from auditor.models import Device
 from auditor.runs.folder import FAILURES, FLEET, FOLDER_NAME, RESULTS
 from auditor.runs.manifest import Manifest, read_manifest
 from auditor.runs.selection_info import RequestCounts
@@ -88,7 +88,7 @@ class RunLock:
         while not self._try_lock():
             waited = time.monotonic() - started
             if waited >= max_wait:
-                raise RunFolderError(f"{folder}: {self._holder_text}{describe_lock_holder(folder / LOCK)}")
+                raise RunLockedError(f"{folder}: {self._holder_text}{describe_lock_holder(folder / LOCK)}")
             if waited >= _REPORT_AFTER and not reported:
                 reported = True
                 holder = describe_lock_holder(folder / LOCK).strip(" ()")
@@ -386,14 +386,14 @@ class PreparedRun:
     Attributes:
         lock: keeps other processes from writing the folder; to be released.
         devices: the devices to query: a Parquet file like the fleet's.
-        known_devices: a device that each account answered about before, by the account's name.
+        successful_devices: a device that an earlier audit session queried with success, by account.
     """
 
     folder: Path
     lock: RunLock
     manifest: Manifest
     devices: Path
-    known_devices: Mapping[str, KnownDevice] = field(default_factory=dict)
+    successful_devices: Mapping[str, Device] = field(default_factory=dict)
     resumed: bool = False
 
     def discovery_requests(self, account: str) -> RequestCounts:

@@ -63,16 +63,23 @@ def format_change(change: float | None, low: float | None, high: float | None) -
     return f"{100 * change:+.1f}" if low == high else f"{100 * change:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
-def format_duration(seconds: float) -> str:
+def format_duration(seconds: float, *, round_up: bool = False) -> str:
     """Format a duration in its two largest units, such as ``12.3 s``, ``5 min 20 s``, ``1 h 2 min`` or ``3 d 4 h``."""
+    if round_up and seconds < SECONDS_PER_MINUTE:
+        seconds = ceil(10 * seconds) / 10
     if round(seconds, 1) < SECONDS_PER_MINUTE:
         return f"{seconds:.1f} s"
     units = (("d", SECONDS_PER_DAY), ("h", SECONDS_PER_HOUR), ("min", SECONDS_PER_MINUTE), ("s", 1))
-    for (large, size), (small, part) in pairwise(units):
-        count, rest = divmod(round(min(seconds, _MAX_DURATION) / part), size // part)
-        if count:
-            return f"{count:,} {large} {rest} {small}" if rest else f"{count:,} {large}"
-    return f"{seconds:.1f} s"
+    numbers = (
+        (*divmod(_whole(min(seconds, _MAX_DURATION) / part, up=round_up), size // part), large, small)
+        for (large, size), (small, part) in pairwise(units)
+    )
+    count, rest, large, small = next(each for each in numbers if each[0])
+    return f"{count:,} {large} {rest} {small}" if rest else f"{count:,} {large}"
+
+
+def _whole(number: float, *, up: bool) -> int:
+    return ceil(number) if up else round(number)
 
 
 def format_rough_duration(seconds: float) -> str:

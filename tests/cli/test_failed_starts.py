@@ -1,11 +1,15 @@
 """`auditor status` after starts that failed before there was a run: when, why, and what to do."""
 
 import os
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from auditor.runs.locking import RunLock
+from auditor.runs.manifest import read_manifest, write_manifest
 from tests.cli.conftest import SECRET, Auditor, Platform, settings_file
 
 KEY = {"CANARY": SECRET}
@@ -48,14 +52,37 @@ def test_status_says_why_the_last_start_failed_until_a_run_starts(
     (line,) = (line for line in lines if line.startswith("failed start: "))
     assert ", exit 2: " in line
     assert sentence in line
-    assert lines[-2:] == [
-        "next: no run has started since; correct what is wrong, and check the settings",
-        f"  auditor check {settings}",
-    ]
+    at = lines.index("next: no run has started since; correct what is wrong, and check the settings")
+    assert lines[at + 1] == f"  auditor check {settings}"
+    assert lines[at + 2].startswith("then: "), "the run before is no success"
     settings.write_text(text)
     (tmp_path / "fleet.csv").write_text(fleet)
     assert auditor("run", settings.name, env=KEY).returncode == 1
     assert "failed start" not in auditor("status").stdout
+
+
+def test_status_says_why_the_first_start_failed(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:
+    settings = settings_file(tmp_path, platform.endpoint)
+    assert auditor("status").returncode == 2
+    replaced("give_up_after", "give_up_afer")(settings)
+    assert auditor("run", settings.name, env=KEY).returncode == 2
+    first, *steps = auditor("status").stdout.splitlines()
+    assert first.startswith("failed start: ")
+    assert first.endswith("give_up_afer is not a setting; did you mean give_up_after?")
+    assert steps[-1] == f"  auditor check {settings}"
+
+
+def test_runs_that_were_copied_have_the_failed_start_of_their_directory(
+    auditor: Auditor, tmp_path: Path, platform: Platform
+) -> None:
+    (tmp_path / "old").mkdir()
+    settings = settings_file(tmp_path / "old", platform.endpoint)
+    assert auditor("run", settings, env=KEY).returncode == 1
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    (tmp_path / "new" / "fleet.csv").unlink()
+    assert auditor("run", "new/settings.toml", env=KEY).returncode == 2
+    assert "failed start: " in auditor("status", "new/audits").stdout
+    assert "failed start: " not in auditor("status", "old/audits").stdout
 
 
 def test_what_is_no_failed_start_is_not_remembered(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:
@@ -66,6 +93,13 @@ def test_what_is_no_failed_start_is_not_remembered(auditor: Auditor, tmp_path: P
     replaced("timeout", "timeoutt")(others)
     assert auditor("run", others, env=KEY).returncode == 2, "other settings"
     assert auditor("run", settings.name, "--limit", 0, env=KEY).returncode == 2, "a trial"
+    assert auditor("run", settings.name, "--for", "banana", env=KEY).returncode == 2, "a wrong flag"
+    (run,) = (tmp_path / "audits").iterdir()
+    manifest = read_manifest(run)
+    write_manifest(run, replace(manifest, state="running", finished_at=None))
+    with RunLock(run):
+        assert auditor("run", settings.name, env=KEY).returncode == 2, "another process writes the run"
+    write_manifest(run, manifest)
     assert auditor("run", settings.name, env={"CANARY": "wrong"}).returncode == 3, "a run, which says so itself"
     assert "failed start" not in auditor("status").stdout
     assert "exit 3 (refused_account)" in auditor("status").stdout

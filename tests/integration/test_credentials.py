@@ -54,7 +54,7 @@ def read_in_process(monkeypatch: pytest.MonkeyPatch, service: CredentialsService
         return service.issued[-1]
 
     monkeypatch.setattr(key_renewal, "read_access_key", read)
-    monkeypatch.setattr("auditor.engine.account_session.read_access_key", read)
+    monkeypatch.setattr("auditor.engine.credentials.read_access_key", read)
     return issued
 
 

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from auditor.concurrency import StopToken
     from auditor.config.settings import PublishSettings, Settings
-    from auditor.engine.progress import AuditResult, Progress, ProgressCallback
+    from auditor.engine.progress import AuditResult, ProgressCallback
     from auditor.hooks.prepare import HookConfig
 
 
@@ -242,7 +242,7 @@ def run(
     with reporting_to_switch() as switch, StartRecorder(config) as recorder:
         named = read_ping(config)  # also from settings that have faults
         trial = [] if hooks else _trial_flags(named.directory, account, limit, selection, out)
-        recorder.enabled = not trial
+        recorder.enabled, recorder.directory = not trial, named.directory
         if not trial:
             switch.start(named.ping, str(config))
         settings = apply_selection_flags(load_settings(config), selection, where=str(config))
@@ -258,16 +258,15 @@ def run(
             configured = _leave_out_hooks(configured, f"with {', '.join(trial)}")
         if on is not None:
             prepare = partial(log_to_stderr, log_level, log_format)
-            recorder.enabled = False
             on_engine = start_on(on, settings, config, account or (), out, prepare=prepare)
-            return run_audit_command(on_engine, configured, switch, use_uvloop=False)  # Dask can crash in it
+
+            def start_engine(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
+                return on_engine(recorder.watch(watch), stop)
+
+            return run_audit_command(start_engine, configured, switch, use_uvloop=False)  # Dask can crash in it
 
         def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
             from auditor.audit.runner import run_audit  # takes a second, in which signals are handled
-
-            def watch_started(progress: "Progress") -> None:
-                recorder.enabled = False
-                watch(progress)
 
             return run_audit(
                 settings,
@@ -282,7 +281,7 @@ def run(
                 settings_file=config,
                 with_hooks=True,
                 trial=bool(trial),
-                on_progress=watch_started,
+                on_progress=recorder.watch(watch),
                 stop=stop,
             )
 
