@@ -133,7 +133,7 @@ class AccountSession:
         }
         self._callers: dict[str, RetryingCaller] = {}
         self.paused = PausedTasks()
-        self._known = tuple(partial(self._probe, device) for device in known_devices)
+        self._known_requests = tuple(partial(self._probe, device) for device in known_devices)
         self._caller = self._caller_for(LIST_OTA_MODULE_VERSIONS_BY_DEVICE)
         self._logged_offset = 0.0
         self._trust, self._logged_mismatch = AnswerTrust(self._wait_for_a_request), False
@@ -149,8 +149,8 @@ class AccountSession:
                 breaker,
                 Backoff(max_attempts=self._settings.max_attempts),
                 retry_budget=self._settings.retry_budget,
-                probe=self._known[0] if is_main and len(self._known) == 1 else None,
-                known=self._known if is_main else (),
+                probe=self._known_requests[0] if is_main and len(self._known_requests) == 1 else None,
+                known_requests=self._known_requests if is_main else (),
                 prober=self._caller if not is_main and breaker is self._breaker else None,
                 paused=self.paused if is_main else None,
                 key=self._key_renewal,

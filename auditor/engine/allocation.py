@@ -57,8 +57,8 @@ def _quota_weights(settings: Settings) -> list[float]:
 class CallBudget:
     """Calls that may be sent by all accounts together.
 
-    Further pages of devices and requests that were throttled may exceed it by a few, and probes during an outage by up to
-    four a minute, since the account is waited for.
+    Further pages of devices and requests that were throttled may exceed it by a few, and probes during an outage by up
+    to four a minute, since the account is waited for.
 
     ``calls_before`` were sent by earlier processes. ``exhausted``: a device was not queried because of the budget.
     """

@@ -178,8 +178,8 @@ class RetryingCaller:
         backoff: number of attempts and delays.
         retry_budget: fraction of the quota that retries may use.
         probe: a request that succeeded in an earlier audit session of the run; later successes replace it.
-        known: requests about several devices that the account answered about before. Only where a breaker's operations
-            have several callers, ``prober`` is the one that has them.
+        known_requests: requests about several devices that the account answered about before.
+        prober: the caller of the same account that has them; None: this one.
         paused: counts the requests that wait before a retry.
         key: what must be usable when a request is sent; None: a key that never expires.
         clock: seconds in which this process ran.
@@ -187,7 +187,7 @@ class RetryingCaller:
         jitter: random number in [0, 1).
 
     Attributes:
-        known: see above.
+        known_requests: those given, by which other callers of the account probe it, too.
         may_retry: returns whether a failed request may be sent again; a call budget replaces it.
         failing_products: the products for which every request fails.
     """
@@ -200,7 +200,7 @@ class RetryingCaller:
         *,
         retry_budget: float = 0.1,
         probe: Callable[[], Awaitable[object]] | None = None,
-        known: Sequence[Callable[[], Awaitable[object]]] = (),
+        known_requests: Sequence[Callable[[], Awaitable[object]]] = (),
         prober: "RetryingCaller | None" = None,
         paused: PausedTasks | None = None,
         key: RenewableKey | None = None,
@@ -217,7 +217,7 @@ class RetryingCaller:
         self._limiter, self._breaker, self._backoff, self._jitter = limiter, breaker, backoff, jitter
         self._acquire = limiter.acquire if key is None else partial(self._acquire_with, key)
         self._one_at_a_time, self._probing = anyio.Lock(), anyio.Lock()
-        self._last_successful, self.known, self._prober = probe, known, prober or self
+        self._last_successful, self.known_requests, self._prober = probe, known_requests, prober or self
         self._sent_at: dict[int, float] = {}
 
     def send(
@@ -391,9 +391,14 @@ class RetryingCaller:
     async def _is_outage(self, failures: int) -> bool:
         """Return whether the circuit is open; open it before the first success, if all known devices fail, too."""
         is_due = failures == min(PROBE_AFTER_FAILURES, self._backoff.max_attempts)
-        if self._breaker.is_open or self._breaker.has_succeeded or not is_due or len(self._prober.known) < MIN_KNOWN:
+        if (
+            self._breaker.is_open
+            or self._breaker.has_succeeded
+            or not is_due
+            or len(self._prober.known_requests) < MIN_KNOWN
+        ):
             return self._breaker.is_open
-        for request in self._prober.known:
+        for request in self._prober.known_requests:
             if not isinstance(await self._prober.send_probe(request), TransientError):
                 return False  # the platform answers, whatever it says of the device
         self._breaker.open()
@@ -420,7 +425,7 @@ class RetryingCaller:
                 if probes:
                     await anyio.sleep(PROBE_BACKOFF.delay(probes, 0.5 + 0.5 * self._jitter()))
                 # Without a success one request alone may fail for reasons of its own, so they take turns.
-                turns = [(self, request), *((self._prober, known) for known in self._prober.known)]
+                turns = [(self, request), *((self._prober, each) for each in self._prober.known_requests)]
                 turn = turns[probes % len(turns)]
                 caller, probe = turn if self._last_successful is None else (self, self._last_successful)
                 probes += 1
