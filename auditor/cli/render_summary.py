@@ -137,7 +137,9 @@ def _describe_remaining(manifest: Manifest, folder: Path) -> Iterator[str]:
     elif unknown := list_unknown_products(manifest):
         yield f"correct the products in the settings: the platform has no product {_shorten(', '.join(unknown))}"
     else:
-        yield f"resume with: {format_command('auditor resume', folder)}"
+        refused = manifest.exit_reason is not None and manifest.exit_reason.code == "refused_account"
+        cause = "correct the key or its permission, and " if refused else ""
+        yield f"{cause}resume with: {format_command('auditor resume', folder)}"
 
 
 def _warnings(manifest: Manifest) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The simulated platform as a server: for ``auditor simulate`` and the demonstration."""
 
+import errno
 import signal
 import time
 from collections.abc import Callable
@@ -92,7 +93,8 @@ async def serve(config: SimulationConfig, port: int, write: Path | None, print_l
                 async for _ in signals:
                     return
     except OSError as error:
-        raise AuditStoppedError(f"the simulated platform cannot start: {error.strerror or error}") from error
+        advice = "; give another --port; 0 is any that is free" if error.errno == errno.EADDRINUSE else ""
+        raise AuditStoppedError(f"the simulated platform cannot start: {error.strerror or error}{advice}") from error
 
 
 def _accounts(config: SimulationConfig) -> dict[SimulatedAccount, World]:

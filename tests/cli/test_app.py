@@ -124,6 +124,7 @@ def test_a_taken_port_is_one_sentence(auditor: Auditor, platform: Platform) -> N
     done = auditor("simulate", "--port", port)
     assert done.returncode == 3
     assert done.stderr.startswith("auditor: the simulated platform cannot start:")
+    assert done.stderr.endswith("; give another --port; 0 is any that is free\n")
 
 
 @pytest.mark.parametrize("option", [("--faults", 1.5), ("--latency", 50, 20), ("--devices", -1), ("--per-second", -1)])
