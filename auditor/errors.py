@@ -284,6 +284,7 @@ NO_CONNECTION_CODES = frozenset({"auditor.DNS", PROXY, "auditor.TLS", "auditor.U
 """Codes of failed connections: to a name without an address, through a proxy, by TLS, or to a port."""
 
 UNKNOWN_PRODUCT = "iot.prod.NotExistedProduct"
+"""Code of a product that the platform does not have."""
 
 DESCRIBED_CODES = (
     *OWN_CODES,

@@ -158,7 +158,7 @@ def noting_settings_errors() -> "Iterator[None]":
 class StartRecorder:
     """Remembers the error that ends its block before a run exists, for ``auditor status``.
 
-    A wrong flag and a run that another process writes are no such errors: what starts audits need not be mended.
+    A wrong flag is not remembered, nor that another process is writing the run: the settings need no correction then.
 
     Attributes:
         enabled: whether such an error is remembered: not in a trial, nor after the start.

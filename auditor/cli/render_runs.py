@@ -156,8 +156,8 @@ def _find_described(path: Path, name: str | None) -> StoredRun | FailedStart:
 
 def _describe_next(run: StoredRun, zone: tzinfo | None) -> Iterator[str]:
     """Yield lines about what to do next: first about a start that failed after a run, if there is one."""
-    in_order = _is_in_progress(run) or not _is_newest(run)
-    failed = None if in_order else find_failed_start(run.folder.parent, run.manifest)
+    is_last = _is_newest(run) and not _is_in_progress(run)
+    failed = find_failed_start(run.folder.parent, run.manifest) if is_last else None
     if failed is not None:
         yield from _describe_failed_start(failed, zone)
         if run.is_success:

@@ -88,8 +88,9 @@ class AccountSession:
     stopped.
     ``states_progress``: for how many devices, of how many, the state is known.
     ``clock`` counts the seconds in which the process ran, and ``sent_requests`` the requests of the run, if it has a
-    folder. The account answered about ``known_devices`` before, also in this run if it ``worked_before``: it is stopped
-    only if it gives no usable answer for ``max_failing_seconds``.
+    folder. ``known_devices``: the account answered about them before. With some, it is stopped after
+    ``max_failing_seconds`` without a usable answer, and not after ``give_up_after``. ``worked_before``: it answered in
+    an earlier session of this run.
 
     Methods that send requests raise AccountStoppedError if the account is denied, or was never reached.
     """

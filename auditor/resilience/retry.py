@@ -59,8 +59,8 @@ class Backoff:
 PROBE_AFTER_FAILURES = 3
 """Failures of a request after which an account that has not succeeded yet is probed."""
 
-MIN_KNOWN = 2
-"""Known devices without which an account is not probed by them: one of them may be the one that fails."""
+MIN_KNOWN_REQUESTS = 2
+"""Fewest requests about known devices that prove an outage: one of them may be about the device that fails."""
 
 PROBE_BACKOFF = Backoff(initial_delay=1.0, max_delay=15.0)
 """Intervals of the probes while the circuit is open."""
@@ -395,7 +395,7 @@ class RetryingCaller:
             self._breaker.is_open
             or self._breaker.has_succeeded
             or not is_due
-            or len(self._prober.known_requests) < MIN_KNOWN
+            or len(self._prober.known_requests) < MIN_KNOWN_REQUESTS
         ):
             return self._breaker.is_open
         for request in self._prober.known_requests:

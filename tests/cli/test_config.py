@@ -189,7 +189,7 @@ def test_init_asks_on_a_terminal_for_what_no_flag_gives(tmp_path: Path) -> None:
         os.write(ours, b"\n".join((*wrong_and_right, b"", b"")))
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
-    assert "assumed: a quota of 10 calls a second, of which audits use 80%; edit the settings" in said
+    assert "assumed: a quota of 10 calls a second, and audits use 80% of it; edit the settings" in said
     for sentence in ("endpoint: is not an address", "--key-id: the place is empty", "give the place of the secret"):
         assert sentence in said
     (account,) = tomllib.loads((tmp_path / "nightly.toml").read_text())["account"]

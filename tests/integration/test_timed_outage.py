@@ -1,5 +1,6 @@
 """Timed audits wait for a platform that is down, until their end; and an outage that lasts longer is not hidden."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,12 @@ def failing() -> RequestRejected:
     return RequestRejected("iot.system.SystemException", "A system exception occurred.")
 
 
+def after_answers(count: int, error: RequestRejected) -> Callable[[Mapping[str, str]], RequestRejected | None]:
+    """Return what rejects every request but the first ones."""
+    numbers = itertools.count(1)
+    return lambda _parameters: error if next(numbers) > count else None
+
+
 def selective_simulator() -> SelectiveSimulator:
     account = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, 300.0)
     return SelectiveSimulator(WORLD, accounts=[account], latency=(0.0, 0.02))
@@ -221,14 +228,7 @@ async def test_throttling_until_the_deadline_is_an_outage(tmp_path: Path) -> Non
     async with selective_simulator() as platform:
         settings = nightly_settings(tmp_path, platform)
         await auditor.run_audit(settings)
-        answers = 0
-
-        def reject(_parameters: Mapping[str, str]) -> RequestRejected | None:
-            nonlocal answers
-            answers += 1
-            return RequestRejected("Throttling.User", "slow down", 400) if answers > 40 else None
-
-        platform.reject = reject
+        platform.reject = after_answers(40, RequestRejected("Throttling.User", "slow down", 400))
         result = await auditor.run_audit(settings, max_seconds=5)
     assert (result.exit_code, result.manifest.carried) == (3, 0)
     assert "Throttling.User" in str(result.manifest.error)
@@ -241,14 +241,7 @@ async def test_an_outage_that_begins_shortly_before_the_deadline_is_none(
     async with selective_simulator() as platform:
         settings = nightly_settings(tmp_path, platform)
         await auditor.run_audit(settings)
-        answers = 0
-
-        def reject(_parameters: Mapping[str, str]) -> RequestRejected | None:
-            nonlocal answers
-            answers += 1
-            return failing() if answers > 40 else None
-
-        platform.reject = reject
+        platform.reject = after_answers(40, failing())
         result = await auditor.run_audit(settings, max_seconds=3)
     assert result.exit_code == 0
     assert result.manifest.carried > 0

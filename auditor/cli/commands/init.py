@@ -86,7 +86,7 @@ class AccountFlags:
                 f"{flags}: {'give it' if ',' not in flags else 'give these flags'}, or run auditor init on a terminal"
             )
         if missing:
-            quota = f"a quota of {self.calls_per_second:g} calls a second, of which audits use 80%"
+            quota = f"a quota of {self.calls_per_second:g} calls a second, and audits use 80% of it"
             print_error(f"assumed: {quota}; edit the settings if the account has another one")
         while missing:
             flag, question, accept = missing[0]
